@@ -1,0 +1,44 @@
+# Everything that is done with this tree by hand. On a bare machine each target first makes what it
+# needs: an environment in .venv, by any Python from 3.11 on.
+
+.PHONY: help serve test soak bench docs lint clean
+
+VENV := .venv
+BIN := $(VENV)/bin
+ENVIRONMENT := $(VENV)/.made
+
+help:
+	@echo "make serve   run a node on http://127.0.0.1:8080, its data in ./nkv-data"
+	@echo "make test    run the whole test matrix"
+	@echo "make soak    run the long randomised tests, on every Python found"
+	@echo "make bench   measure, and write the figures into docs/performance.md"
+	@echo "make docs    check the documentation against the code"
+	@echo "make lint    format, lint and type checks"
+
+serve: $(ENVIRONMENT)
+	exec $(BIN)/nkv serve $(ARGS)
+
+test: $(ENVIRONMENT)
+	.ci/matrix $(BIN)/tox
+
+soak: $(ENVIRONMENT)
+	NKV_SOAK=1 .ci/matrix $(BIN)/tox -m soak
+
+bench: $(ENVIRONMENT)
+	$(BIN)/python -m benchmarks
+
+docs: $(ENVIRONMENT)
+	$(BIN)/python -m pytest -q tests/architecture
+
+lint: $(ENVIRONMENT)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+$(ENVIRONMENT): pyproject.toml .ci/environment
+	.ci/environment $(VENV)
+	@touch $@
+
+clean:
+	rm -rf $(VENV) .tox dist .pytest_cache .mypy_cache .ruff_cache
