@@ -1,0 +1,12 @@
+"""The administration socket: JSON lines over a Unix socket, for the node's own user and root.
+
+A request is `{"id", "verb", "params"}`. The answer is `{"id", "result"}` or
+`{"id", "error": {"code", "detail"}}`; lines `{"id", "progress"}` may come before it. One connection
+asks one thing at a time. There is no such door over TCP.
+"""
+
+from nkv_core.admin.calling import call_admin
+from nkv_core.admin.plugins import plugin_verbs
+from nkv_core.admin.server import Call, Verb, serve_admin, verbs
+
+__all__ = ["Call", "Verb", "call_admin", "plugin_verbs", "serve_admin", "verbs"]

@@ -1,0 +1,242 @@
+"""What each kind of write does to a draft. Here are the rules; nothing here waits or stores.
+
+A write that finds a record past its expiry first makes the expiry a change of its own, as the
+sweeper would have done a moment later. So whatever the timing, watchers see every record end
+before another takes its place, and `previous` never points at what was no longer there.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from nkv_core.contracts.keyspace import (
+    Check,
+    Clear,
+    Delete,
+    Expect,
+    Foreign,
+    Operation,
+    Presence,
+    Put,
+    Touch,
+    Written,
+)
+from nkv_core.errors import ConditionFailed, OtherHistory, ValueTooLarge
+from nkv_core.keyspace.draft import Draft
+from nkv_core.keyspace.layout import state_key
+from nkv_core.records import (
+    Change,
+    Kind,
+    RangeTombstone,
+    Record,
+    Tombstone,
+    timestamp_at,
+)
+
+NOTHING: Final = Written(None, None, None)
+REPLICATED: Final = "replicated"
+
+#: An operation with its key or prefix in bytes.
+Encoded = tuple[bytes, Operation]
+
+
+def carry_out(encoded: bytes, operation: Operation, draft: Draft) -> Written:
+    """Carry out one operation. Raises `ConditionFailed` or `OtherHistory`."""
+    if isinstance(operation, Clear):
+        return _clear(operation, draft)
+    record = draft.find(encoded, operation.key)
+    before = record
+    if record is not None and record.expires is not None and record.expires <= draft.now:
+        before = None
+    if operation.expect is not None:
+        require(operation.key, before, operation.expect, draft)
+    if isinstance(operation, Put):
+        if record is not None and before is None:
+            expire(encoded, record, draft)
+        return _set(encoded, operation, before, draft)
+    if before is None:
+        return NOTHING
+    if isinstance(operation, Touch):
+        return _set(encoded, operation, before, draft)
+    return _delete(encoded, operation, before, draft)
+
+
+def carry_out_all(
+    operations: Sequence[Encoded], checks: Sequence[tuple[bytes, Check]], draft: Draft
+) -> list[Written]:
+    """Carry out a batch. The caller takes the draft back where this raises."""
+    for encoded, check in checks:
+        record = draft.find(encoded, check.key)
+        live = None if record is None or record.expired(draft.now) else record
+        require(check.key, live, check.expect, draft)
+    return [carry_out(encoded, operation, draft) for encoded, operation in operations]
+
+
+def require(key: str, record: Record | None, expect: Expect, draft: Draft) -> None:
+    """Raise `ConditionFailed` or `OtherHistory` where `expect` does not hold."""
+    if expect is None:
+        return
+    if expect is Presence.ABSENT:
+        if record is not None:
+            raise ConditionFailed(f"{key!r} exists already.")
+        return
+    if expect is Presence.PRESENT:
+        if record is None:
+            raise ConditionFailed(f"{key!r} does not exist.")
+        return
+    if expect.history != draft.book.history:
+        raise OtherHistory(f"The version given for {key!r} is of another history: read it again.")
+    if record is None:
+        raise ConditionFailed(f"{key!r} does not exist.")
+    if record.revision != expect.revision:
+        raise ConditionFailed(f"{key!r} has been changed: it has another version now.")
+
+
+def _set(encoded: bytes, operation: Put | Touch, before: Record | None, draft: Draft) -> Written:
+    book, key, expires = draft.book, operation.key, operation.expires
+    previous, kept = (None, b"") if before is None else (before.revision, before.value)
+    kind: Kind
+    kind, value = ("put", operation.value) if isinstance(operation, Put) else ("touch", kept)
+    revision, modified, origin = draft.next_revision(), book.clock.now(), book.node_id
+    after = Record(key, value, revision, modified, origin, expires)
+    draft.keep(encoded, after)
+    draft.changes.append(
+        Change(kind, operation.cause, key, revision, modified, origin, value, previous, expires)
+    )
+    return Written(revision, after, before)
+
+
+def _delete(encoded: bytes, operation: Delete, before: Record, draft: Draft) -> Written:
+    book = draft.book
+    tombstone = Tombstone(before.key, draft.next_revision(), book.clock.now(), book.node_id)
+    bury(encoded, operation.cause, tombstone, before.revision, draft)
+    return Written(tombstone.revision, None, before)
+
+
+def _clear(operation: Clear, draft: Draft) -> Written:
+    book = draft.book
+    clear = RangeTombstone(operation.prefix, draft.next_revision(), book.clock.now(), book.node_id)
+    hide(operation.cause, clear, draft)
+    return Written(clear.revision, None, None)
+
+
+def bury(
+    encoded: bytes, cause: str, tombstone: Tombstone, previous: int | None, draft: Draft
+) -> None:
+    """Replace a record by a tombstone, as a change."""
+    draft.bury(encoded, tombstone)
+    draft.changes.append(
+        Change(
+            "delete",
+            cause,
+            tombstone.key,
+            tombstone.revision,
+            tombstone.modified,
+            tombstone.origin,
+            previous=previous,
+        )
+    )
+
+
+def hide(cause: str, clear: RangeTombstone, draft: Draft) -> None:
+    """Clear a prefix, as a change."""
+    draft.clear(clear)
+    draft.changes.append(
+        Change("clear", cause, clear.prefix, clear.revision, clear.modified, clear.origin)
+    )
+
+
+def expire(encoded: bytes, record: Record, draft: Draft) -> None:
+    """Make a record's expiry a change.
+
+    The tombstone depends on the record alone, so that every node which has the record makes the
+    same one: its time is the expiry, its origin that of the record. A record that was past its
+    expiry when it was written still gets a tombstone newer than itself.
+    """
+    modified = max(timestamp_at(record.expires or 0), record.modified + 1)
+    draft.book.clock.observe(modified)
+    tombstone = Tombstone(record.key, draft.next_revision(), modified, record.origin)
+    bury(encoded, "expire", tombstone, record.revision, draft)
+
+
+# --- from other nodes -----------------------------------------------------------------------------
+
+
+def apply_foreign(foreign: Sequence[tuple[bytes, Foreign]], draft: Draft) -> int:
+    """Take what is newer than what is here; returns how many were."""
+    taken = 0
+    for encoded, one in foreign:
+        draft.book.clock.observe(one.modified)
+        if draft.kept.hides(one):
+            continue
+        if isinstance(one, RangeTombstone):
+            clear = RangeTombstone(one.prefix, draft.next_revision(), one.modified, one.origin)
+            hide(REPLICATED, clear, draft)
+            taken += 1
+        else:
+            taken += _apply_one(encoded, one, draft)
+    return taken
+
+
+def _apply_one(encoded: bytes, one: Record | Tombstone, draft: Draft) -> bool:
+    before = draft.find(encoded, one.key)
+    if before is not None and before.expired(draft.now):
+        # Whether the sweeper has been here already must make no difference.
+        expire(encoded, before, draft)
+        before = None
+    if before is not None and not one.newer_than(before):
+        return False
+    buried = draft.tombstone(encoded, one.key)
+    if buried is not None and not one.newer_than(buried):
+        return False
+    revision = draft.next_revision()
+    previous = None if before is None else before.revision
+    if isinstance(one, Record):
+        draft.keep(
+            encoded, Record(one.key, one.value, revision, one.modified, one.origin, one.expires)
+        )
+        draft.changes.append(
+            Change(
+                "put",
+                REPLICATED,
+                one.key,
+                revision,
+                one.modified,
+                one.origin,
+                one.value,
+                previous,
+                one.expires,
+            )
+        )
+        return True
+    tombstone = Tombstone(one.key, revision, one.modified, one.origin)
+    if before is None:
+        draft.bury(encoded, tombstone)  # nothing ends here, so there is nothing to tell
+    else:
+        bury(encoded, REPLICATED, tombstone, previous, draft)
+    return True
+
+
+# --- the state of plugins -------------------------------------------------------------------------
+
+
+def set_state(plugin: str, key: bytes, value: bytes | None, most: int, draft: Draft) -> None:
+    """Set or delete a key of a plugin's state. Raises `ValueTooLarge` past `most` bytes."""
+    row = state_key(plugin, key)
+    before = draft.row("state", row)
+    size = draft.state_size(plugin)
+    if before is not None:
+        size -= len(key) + len(before)
+    if value is not None:
+        size += len(key) + len(value)
+        if size > most:
+            raise ValueTooLarge(
+                f"The state of {plugin} would have {size} bytes; the limit is {most} "
+                "(keyspace.state_bytes)."
+            )
+    if value is not None or before is not None:
+        draft.set_row("state", row, value)
+        draft.set_state_size(plugin, size)
+
+
+#: What a write does to a draft, with everything but the draft filled in.
+Plan = Callable[[Draft], object]

@@ -1,0 +1,198 @@
+"""The event loop seen from below: being called from a thread, waiting for one thing, a thread.
+
+What anyio offers for these does more than is needed here, and costs accordingly on the path of
+every write. All of it works on asyncio and on trio.
+"""
+
+import asyncio
+import sys
+import threading
+from collections.abc import Callable
+from functools import partial
+from queue import SimpleQueue
+from types import TracebackType
+from typing import Any, Final, Protocol, TypeVar, cast
+
+from nkv_core.errors import Stopping
+
+T = TypeVar("T")
+
+Callback = Callable[[], object]
+#: Schedules a plain callback on an event loop.
+Caller = Callable[[Callback], None]
+#: Is told a result, or the exception in its place.
+Done = Callable[[Any, BaseException | None], object]
+
+
+def _trio() -> Any:
+    """The trio module where the caller runs on trio, else None. Nothing is imported for it."""
+    trio = sys.modules.get("trio")
+    return trio if trio is not None and trio.lowlevel.in_trio_task() else None
+
+
+def threadsafe_caller() -> Caller:
+    """Return what schedules a plain callback on the running event loop, from any thread.
+
+    The callback must not raise. The caller raises `RuntimeError` once the loop has ended.
+    """
+    if trio := _trio():
+        return cast("Caller", trio.lowlevel.current_trio_token().run_sync_soon)
+    return cast("Caller", asyncio.get_running_loop().call_soon_threadsafe)
+
+
+def soon_caller() -> Caller:
+    """Return what schedules a plain callback on the running event loop, from that loop's thread.
+
+    Tasks that were woken before it was scheduled get their turn before the callback.
+    """
+    if _trio():
+        soon = threadsafe_caller()
+        # Trio shuffles what is ready: only the turn after next is behind all that is ready now.
+        return lambda callback: soon(lambda: soon(callback))
+    return cast("Caller", asyncio.get_running_loop().call_soon)
+
+
+class Waiter(Protocol):
+    """Lets one task wait, once. Used on the event loop only."""
+
+    def wake(self) -> None:
+        """End the waiting, or keep it from beginning. Waking twice does nothing."""
+
+    async def wait(self) -> None:
+        """Wait until woken. Where it is cancelled, a later `wake` does nothing."""
+
+
+class _AsyncioWaiter:
+    __slots__ = ("_future",)
+
+    def __init__(self, create_future: "Callable[[], asyncio.Future[None]]") -> None:
+        self._future = create_future()
+
+    def wake(self) -> None:
+        if not self._future.done():
+            self._future.set_result(None)
+
+    async def wait(self) -> None:
+        await self._future
+
+
+class _TrioWaiter:
+    __slots__ = ("_lowlevel", "_task", "_woken")
+
+    def __init__(self, lowlevel: Any) -> None:
+        self._lowlevel = lowlevel
+        self._task: Any = None
+        self._woken = False
+
+    def wake(self) -> None:
+        self._woken = True
+        task, self._task = self._task, None
+        if task is not None:
+            self._lowlevel.reschedule(task)
+
+    async def wait(self) -> None:
+        if self._woken:
+            await self._lowlevel.checkpoint()
+            return
+        self._task = self._lowlevel.current_task()
+        await self._lowlevel.wait_task_rescheduled(self._abort)
+
+    def _abort(self, _: Any) -> Any:
+        self._task = None
+        return self._lowlevel.Abort.SUCCEEDED
+
+
+def waiter_maker() -> Callable[[], Waiter]:
+    """Return what makes a `Waiter` for the running event loop.
+
+    A third of the cost of an event of anyio's: make one for each wait.
+    """
+    if trio := _trio():
+        return partial(_TrioWaiter, trio.lowlevel)
+    return partial(_AsyncioWaiter, asyncio.get_running_loop().create_future)
+
+
+class Worker:
+    """One thread of its own that does what it is given, in order.
+
+    It belongs to the event loop that it was made on, and its methods are called there. Its thread
+    never keeps the process from ending.
+    """
+
+    def __init__(self, name: str) -> None:
+        """Start the thread; `name` is for people who look at stacks."""
+        self._jobs: Final[SimpleQueue[tuple[Callable[[], Any], Done] | None]] = SimpleQueue()
+        self._on_loop: Final = threadsafe_caller()
+        self._waiter: Final = waiter_maker()
+        self._closed = False
+        self._thread: Final = threading.Thread(target=self._work, name=name, daemon=True)
+        self._thread.start()
+
+    def submit(self, function: Callable[[], T], done: Done) -> None:
+        """Have the thread call `function`, and then the loop `done(result, exception)`.
+
+        `done` must not raise. Raises `Stopping` once the worker is closed.
+        """
+        if self._closed:
+            raise Stopping("The worker thread has been closed.")
+        self._jobs.put((function, done))
+
+    async def run(self, function: Callable[[], T]) -> T:
+        """Have the thread call `function`, and return or raise what that does.
+
+        Where the caller is cancelled meanwhile, the function is still carried out and its result
+        dropped. Raises `Stopping` once the worker is closed.
+        """
+        waiter = self._waiter()
+        outcome: list[tuple[Any, BaseException | None]] = []
+
+        def done(result: Any, error: BaseException | None) -> None:
+            outcome.append((result, error))
+            waiter.wake()
+
+        self.submit(function, done)
+        await waiter.wait()
+        result, error = outcome[0]
+        if error is not None:
+            try:
+                raise error
+            finally:
+                del error, outcome  # else the exception and this frame hold each other
+        return result  # type: ignore[no-any-return]
+
+    def close(self) -> None:
+        """Take nothing new; the thread ends behind what it was given. Closing twice is fine."""
+        if not self._closed:
+            self._closed = True
+            self._jobs.put(None)
+
+    def join(self, timeout: float) -> bool:
+        """Wait (and block) up to `timeout` seconds for the thread's end; whether it has ended."""
+        self._thread.join(timeout)
+        return not self._thread.is_alive()
+
+    def __enter__(self) -> "Worker":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _work(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            function, done = job
+            result: Any = None
+            error: BaseException | None = None
+            try:
+                result = function()
+            except BaseException as raised:  # noqa: BLE001  # goes to the one who asked for it
+                error = raised
+            try:
+                self._on_loop(partial(done, result, error))
+            except RuntimeError:
+                return  # the loop has ended, and with it everybody who could be told
+            del job, function, done, result, error  # an idle thread keeps nothing alive

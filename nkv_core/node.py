@@ -1,0 +1,327 @@
+"""Node: puts the parts together, and takes them apart in order. It has no rules of its own."""
+
+import logging
+import platform
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from importlib.metadata import version
+from typing import Any, Final, ParamSpec, Self, TypeVar
+
+import anyio
+import msgspec
+from anyio.abc import TaskGroup
+from anyio.from_thread import BlockingPortal, start_blocking_portal
+
+from nkv_core.admin import plugin_verbs, serve_admin, verbs
+from nkv_core.auth import Auth
+from nkv_core.bus import Conduct, Listener
+from nkv_core.config import STORAGE_PREFIX, Settings, section_of
+from nkv_core.contracts.context import Measurement
+from nkv_core.contracts.handlers import Route
+from nkv_core.contracts.owner import CORE
+from nkv_core.contracts.settings import PluginSettings
+from nkv_core.contracts.storage import Storage
+from nkv_core.data_dir import DataDir
+from nkv_core.dispatch import Dispatcher
+from nkv_core.errors import PluginNotFound, SettingsError
+from nkv_core.events import Connect, Disconnect
+from nkv_core.keyspace import LocalKeyspace, WatchHub
+from nkv_core.keyspace.backup import answer_backup
+from nkv_core.plugin_host import PluginHost
+from nkv_core.plugin_host.changes import ChangeFeed
+from nkv_core.records import Change
+
+VERSION: Final = version("nkv-core")
+#: What is loaded without being asked for, besides the storage; `plugins.disable` takes from it.
+DEFAULT_PLUGINS: Final = (
+    "nkv_notifier_sse",
+    "nkv_notifier_websocket",
+    "nkv_transport_http",
+)
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+log: Final = logging.getLogger("nkv.node")
+
+
+class Node:
+    """One node: `async with Node(settings) as node` serves until the block is left.
+
+    Entering raises `SettingsError`, `StartError` and its kin, `StorageFull` or `PluginError` where
+    the node cannot start; then nothing of it runs, and what it had opened is closed.
+    """
+
+    #: Set while it serves.
+    keyspace: LocalKeyspace
+    hub: WatchHub
+    plugins: PluginHost
+
+    def __init__(self, settings: Settings | None = None) -> None:
+        self.settings: Final = settings or Settings()
+        self.name: Final = self.settings.node.name or platform.node()
+        self.node_id = 0
+        self._addresses: dict[tuple[str, str, int], str] = {}
+        self._ready = False
+        self._begun = time.monotonic()
+        self._dispatcher: Dispatcher
+        self._tasks: TaskGroup
+        self._scope: Any = None
+
+    # --- life -------------------------------------------------------------------------------------
+
+    async def __aenter__(self) -> Self:
+        if self._scope is not None:
+            raise RuntimeError("A node serves once; make another.")
+        self._scope = self._serving()
+        try:
+            await self._scope.__aenter__()
+        except BaseExceptionGroup as group:
+            raise _only_error(group) from None
+        return self
+
+    async def __aexit__(self, *error: Any) -> bool | None:
+        stopped: bool | None = await self._scope.__aexit__(*error)
+        return stopped
+
+    async def run(self, started: Callable[["Node"], None] | None = None) -> None:
+        """Serve until cancelled. `started` is called once all parts serve."""
+        async with self:
+            if started is not None:
+                started(self)
+            await anyio.sleep_forever()
+
+    @classmethod
+    @contextmanager
+    def in_thread(cls, settings: Settings | None = None) -> Iterator["NodeInThread"]:
+        """Serve in an event loop of its own, in a thread, until the block is left."""
+        node = cls(settings)
+        backend = node.settings.node.backend
+        with (
+            start_blocking_portal(backend, name=f"nkv {node.name}") as portal,
+            portal.wrap_async_context_manager(node),
+        ):
+            yield NodeInThread(node, portal)
+
+    @asynccontextmanager
+    async def _serving(self) -> AsyncIterator[None]:
+        settings = self.settings
+        auth = None if settings.auth.tokens is None else Auth.load(settings.auth.tokens)
+        with DataDir.open(settings.node.data_dir) as data:
+            self.node_id = data.node_id
+            self._dispatcher = Dispatcher(settings=settings.bus, auth=auth)
+            self._dispatcher.node = self
+            self._dispatcher.on(Connect, self._note_connect)
+            self._dispatcher.on(Disconnect, self._note_disconnect)
+            self.plugins = PluginHost(
+                settings=_within(settings.plugins, settings.node.stop_deadline),
+                sections=settings.section,
+                dispatcher=self._dispatcher,
+                data_dir=data.path,
+                node=self,
+                insecure=settings.node.insecure,
+                authenticated=auth is not None,
+            )
+            async with anyio.create_task_group() as self._tasks:
+                await self._tasks.start(self._dispatcher.run)
+                try:
+                    await self._tasks.start(self.plugins.run)
+                    await self._open_keyspace(data)
+                    await self._load_plugins()
+                    await self._tasks.start(serve_admin, data.admin_socket, verbs(self._verbs()))
+                    self._ready = True
+                    yield
+                finally:
+                    self._ready = False
+                    with anyio.CancelScope(shield=True):
+                        await self._stop()
+                    self._tasks.cancel_scope.cancel()
+
+    async def _open_keyspace(self, data: DataDir) -> None:
+        storage, plugin = await self._find_storage()
+        keyspace = LocalKeyspace(
+            storage, self.settings.keyspace, node_id=data.node_id, copy_to=data.path
+        )
+        await keyspace.open()
+        self.keyspace = self._dispatcher.keyspace = keyspace
+        self.plugins.hold(plugin, "It offers the storage in charge, which the node cannot leave.")
+        self.hub = WatchHub(keyspace, self.settings.watch)
+        await self._tasks.start(keyspace.run)
+        await self._tasks.start(self.hub.run)
+        self.plugins.attach(keyspace, self.hub)
+
+    async def _find_storage(self) -> tuple[Storage, str]:
+        """Load plugins until one offers the storage: its namesake, else what is to be loaded."""
+        name = self.settings.storage
+        namesake = STORAGE_PREFIX + name
+        if namesake in self.plugins.available():
+            await self.plugins.load(namesake)
+            return self.plugins.storage(name)
+        for spec in self.settings.plugins.load:
+            await self.plugins.load(spec)
+            try:
+                return self.plugins.storage(name)
+            except PluginNotFound:
+                continue
+        usual = [
+            plugin.removeprefix(STORAGE_PREFIX)
+            for plugin in self.plugins.available()
+            if plugin.startswith(STORAGE_PREFIX)
+        ]
+        raise SettingsError(
+            f"storage.name: no plugin offers a storage called {name}. There are:"
+            f" {', '.join(usual)}, and what plugins given with --plugin offer."
+        )
+
+    async def _load_plugins(self) -> None:
+        """Load what is asked for, then the default set: all handlers stand before it listens."""
+        settings = self.settings.plugins
+        loaded = {info.spec for info in self.plugins.plugins()}
+        for spec in dict.fromkeys(settings.load):
+            if spec not in loaded:
+                await self.plugins.load(spec)
+        names = {info.name for info in self.plugins.plugins()}
+        wanted = [name for name in DEFAULT_PLUGINS if name not in {*names, *settings.disable}]
+        sections = {section_of(name) for name in {*names, *self.plugins.available()}}
+        self.settings.check_sections(sections | {f"storage.{self.settings.storage}"})
+        for name in wanted:
+            await self.plugins.load(name)
+
+    async def _stop(self) -> None:
+        """Stop in order: those who ask, then what answers them, then what it stands on."""
+        await self.plugins.unload_all()
+        if hasattr(self, "hub"):
+            self.hub.close()
+            await self.keyspace.aclose()
+        await self.plugins.unload_all(held=True)
+
+    # --- what it is -------------------------------------------------------------------------------
+
+    @property
+    def ready(self) -> bool:
+        """Whether every part serves and none is being stopped."""
+        return self._ready
+
+    @property
+    def addresses(self) -> list[str]:
+        """Where it listens: `http://127.0.0.1:8080`."""
+        return list(self._addresses.values())
+
+    async def status(self) -> dict[str, Any]:
+        """What `/v1/status` shows."""
+        return {
+            "name": self.name,
+            "version": VERSION,
+            "node_id": f"{self.node_id:016x}",
+            "ready": self._ready,
+            "uptime": round(time.monotonic() - self._begun, 3),
+            "addresses": self.addresses,
+            "storage": self.settings.storage,
+            "records": await self.keyspace.count(),
+            "token": str(self.keyspace.token),
+            "keyspace": self.keyspace.status(),
+            "plugins": [msgspec.to_builtins(info) for info in self.plugins.plugins()],
+            "listeners": [_conduct(one) for one in self._dispatcher.offences()],
+            "watchers": [
+                {**msgspec.to_builtins(one), "token": None if one.token is None else str(one.token)}
+                for one in self.hub.watchers()
+            ],
+        }
+
+    def measurements(self) -> list[Measurement]:
+        """What `/metrics` shows."""
+        return [
+            Measurement("nkv_info", "gauge", "Version and name.", [(self._labels(), 1)]),
+            *self._dispatcher.measurements(),
+            *self.keyspace.measurements(),
+            *self.hub.measurements(),
+        ]
+
+    def routes(self, listener: str) -> list[Route]:
+        """The routes of a listener, as registered now."""
+        return self._dispatcher.routes(listener)
+
+    def on(self, event: type, listener: Callable[[Any], Any]) -> Callable[[], None]:
+        """Have `listener` called with each event of this type; returns what ends that.
+
+        Changes are told from now on, off the write path; the node must serve already.
+        """
+        if event is not Change:
+            return self._dispatcher.on(event, listener)
+        feed = ChangeFeed(CORE, [Listener(Change, listener, CORE)], self.hub)
+        self._tasks.start_soon(feed.run)
+        return feed.close
+
+    # --- within -----------------------------------------------------------------------------------
+
+    def _verbs(self) -> dict[str, Any]:
+        return {
+            **plugin_verbs(self.plugins),
+            "backup": lambda call: answer_backup(
+                self.keyspace, call.params, call.progress, node_id=self.node_id
+            ),
+        }
+
+    def _labels(self) -> dict[str, str]:
+        return {"version": VERSION, "name": self.name, "storage": self.settings.storage}
+
+    def _note_connect(self, event: Connect) -> None:
+        self._addresses[event.transport, event.host, event.port] = event.url
+
+    def _note_disconnect(self, event: Disconnect) -> None:
+        self._addresses.pop((event.transport, event.host, event.port), None)
+
+
+class NodeInThread:
+    """A node that serves in a thread, for a program without an event loop."""
+
+    def __init__(self, node: Node, portal: BlockingPortal) -> None:
+        self.node: Final = node
+        self._portal = portal
+
+    def call(self, function: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run an async function in the node's event loop, and wait for its result."""
+        return self._portal.call(lambda: function(*args, **kwargs))
+
+    def on(self, event: type, listener: Callable[[Any], Any]) -> Callable[[], None]:
+        """As `Node.on`. The listener is called in the node's thread."""
+        off = self._portal.call(self.node.on, event, listener)
+        return lambda: self._portal.call(off)
+
+    @property
+    def keyspace(self) -> LocalKeyspace:
+        """The keyspace, for `call`."""
+        return self.node.keyspace
+
+    @property
+    def plugins(self) -> PluginHost:
+        """The plugin host, for `call`."""
+        return self.node.plugins
+
+    @property
+    def addresses(self) -> list[str]:
+        """Where the node listens."""
+        return self.node.addresses
+
+
+def _within(settings: PluginSettings, deadline: float) -> PluginSettings:
+    """The deadlines of plugins, none longer than the node's own for stopping."""
+    return msgspec.structs.replace(
+        settings,
+        drain_deadline=min(settings.drain_deadline, deadline),
+        transport_drain_deadline=min(settings.transport_drain_deadline, deadline),
+        close_deadline=min(settings.close_deadline, deadline),
+    )
+
+
+def _conduct(one: Conduct) -> dict[str, Any]:
+    return {**msgspec.structs.asdict(one), "owner": one.owner.name}
+
+
+def _only_error(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The one error in a group; the group itself where there are several."""
+    if len(group.exceptions) > 1:
+        return group
+    inner = group.exceptions[0]
+    return _only_error(inner) if isinstance(inner, BaseExceptionGroup) else inner
