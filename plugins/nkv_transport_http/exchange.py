@@ -1,0 +1,150 @@
+"""Exchange: one request and its response, between Hypercorn's protocols and the application."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import TYPE_CHECKING, Any, Final
+
+import anyio
+from anyio import CancelScope
+from anyio.lowlevel import checkpoint
+from h2.errors import ErrorCodes
+
+if TYPE_CHECKING:
+    from .connection import Connection
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+Put = Callable[[Message], Awaitable[None]]
+Application = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+#: In a message that starts a response: all of its body follows at once, in one message.
+BODY_FOLLOWS: Final = "nkv.body_follows"
+
+#: How much of a body may wait for the application before the client is slowed down.
+_BUFFERED: Final = 128 * 1024
+
+
+class Exchange:
+    """One call of the application."""
+
+    __slots__ = (
+        "_arrived",
+        "_body_ended",
+        "_buffered",
+        "_complete",
+        "_connection",
+        "_done",
+        "_gone",
+        "_head",
+        "_messages",
+        "_room",
+        "_scope",
+        "_send_to",
+        "_started",
+    )
+
+    def __init__(self, connection: Connection, scope: Scope, send_to: Send) -> None:
+        self._connection = connection
+        self._scope = scope
+        self._send_to = send_to
+        self._messages: deque[Message] = deque()
+        self._buffered = 0
+        self._arrived: anyio.Event | None = None
+        self._room: anyio.Event | None = None
+        self._head: Message | None = None
+        self._body_ended = False
+        self._gone = False  # the client, or its patience with the body
+        self._started = False
+        self._complete = False
+        self._done = False
+
+    async def run(self, app: Application) -> None:
+        """Call the application, and leave the connection in order whatever it did."""
+        try:
+            await app(self._scope, self.receive, self.send)
+        except Exception:  # an application's failure is its own, not the server's
+            self._connection.shared.log.exception("answering a request failed")
+        finally:
+            self._done = True
+            self._messages.clear()
+            if self._room is not None:
+                self._room.set()
+            with CancelScope(shield=True):
+                await self._end()
+
+    async def _end(self) -> None:
+        await self._send_to(None)  # type: ignore[arg-type]  # Hypercorn's sign that it has returned
+        http2 = self._connection.protocol.http2
+        if http2 is None:
+            return
+        stream_id: int = self._send_to.__self__.stream_id  # type: ignore[attr-defined]
+        if self._started and not self._complete:
+            await http2.reset(stream_id, ErrorCodes.INTERNAL_ERROR)
+        elif not self._body_ended:
+            await http2.refuse_body(stream_id)
+
+    # --- the protocol's side ----------------------------------------------------------------------
+
+    async def put(self, message: Message) -> None:
+        """Take what came from the client. Returns late where too much of it is waiting already."""
+        if self._done:
+            return
+        self._messages.append(message)
+        if self._arrived is not None:
+            self._arrived.set()
+        if message["type"].endswith(".disconnect"):
+            self._gone = True
+            return
+        if message["type"] == "http.request" and not message["more_body"]:
+            self._body_ended = True
+        self._buffered += _size(message)
+        while self._buffered > _BUFFERED and not self._done:
+            self._room = anyio.Event()
+            await self._room.wait()
+
+    # --- the application's side -------------------------------------------------------------------
+
+    async def receive(self) -> Message:
+        """The next message from the client; for ever `disconnect` once it has gone."""
+        while not self._messages:
+            if self._gone:
+                return {"type": f"{self._scope['type']}.disconnect", "code": 1006}
+            self._arrived = anyio.Event()
+            if self._body_ended or self._scope["type"] != "http":
+                await self._arrived.wait()
+                continue
+            with anyio.move_on_after(self._connection.shared.settings.body_timeout):
+                await self._arrived.wait()
+                continue
+            self._gone = True
+        message = self._messages.popleft()
+        self._buffered -= _size(message)
+        if self._room is not None:
+            self._room.set()
+        return message
+
+    async def send(self, message: Message) -> None:
+        """Send one message of the response. Once the client has gone it goes nowhere."""
+        kind = message["type"]
+        if kind == "http.response.start":
+            self._started = True
+            if BODY_FOLLOWS in message:
+                self._head = message
+                return
+        elif kind == "http.response.body" and not message.get("more_body"):
+            self._complete = True
+        if self._gone:
+            await checkpoint()  # whoever sends on and on to nobody lets others run
+        if self._head is None:
+            await self._connection.send(self._send_to, message)
+        else:
+            head, self._head = self._head, None
+            await self._connection.send(self._send_to, head, message)
+
+
+def _size(message: Message) -> int:
+    return len(message.get("body") or message.get("bytes") or message.get("text") or b"")
