@@ -19,12 +19,15 @@ serve: $(ENVIRONMENT)
 	exec $(BIN)/nkv serve $(ARGS)
 
 test: $(ENVIRONMENT)
+	.ci/services
 	.ci/matrix $(BIN)/tox
 
 soak: $(ENVIRONMENT)
+	.ci/services
 	NKV_SOAK=1 .ci/matrix $(BIN)/tox -m soak
 
 bench: $(ENVIRONMENT)
+	.ci/services
 	$(BIN)/python -m benchmarks
 
 docs: $(ENVIRONMENT)
