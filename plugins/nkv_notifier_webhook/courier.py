@@ -1,28 +1,26 @@
-"""Courier: takes one change after another to the receiver, and keeps how far it has come.
+"""Courier: takes one change after another to the receiver.
 
 The next change is not sent before the receiver has taken the one before it, or that one was given
-up. The place is kept durably after each: what was sent but not noted before a crash is sent again,
-under the same idempotency key.
+up. What was sent but not noted before a crash is sent again, under the same idempotency key.
 """
 
 import logging
 import random
-from typing import Any, Final
+from collections.abc import Sequence
+from typing import Any
 
 import anyio
 
 from nkv_core.contracts.context import Context
-from nkv_core.contracts.watch import Changed, Cursor, Ended, Gap, Watcher
-from nkv_core.errors import InvalidToken, NkvError, Overloaded, Stopping, ValueTooLarge
-from nkv_core.records import Token, wall_clock
+from nkv_core.contracts.watch import Changed, Cursor, Gap
+from nkv_core.delivery import PAUSE, Delivery
+from nkv_core.errors import NkvError, Stopping, ValueTooLarge
+from nkv_core.records import wall_clock
 
 from .dead_letters import DeadLetters
 from .message import Message, message_of
 from .receiver import DeliveryFailed, Receiver
 from .settings import WebhookSettings
-
-#: Seconds before the store, or the hub, is asked again after it failed.
-_PAUSE: Final = 1.0
 
 
 class Courier:
@@ -33,88 +31,46 @@ class Courier:
         self._settings: WebhookSettings = ctx.settings
         self._receiver = receiver
         self._cursor = Cursor(ctx.state, "webhook")
-        self._watcher: Watcher | None = None
-        self._since: Token
-        self._lost: Gap | None = None  #: a gap that is not the hub's, to be told first
-        self.dead: Final = dead
+        self._delivery = Delivery(
+            ctx,
+            self._deliver_all,
+            label=f"webhook {receiver.place}",
+            pattern=self._settings.pattern,
+            cursor=self._cursor,
+        )
+        self.dead = dead
         self.delivered = 0
-        self.gaps = 0
         self.failures = 0  #: attempts that failed
         self.failing: str | None = None  #: why the last attempt failed, if it did
 
     async def begin(self) -> None:
         """Find the place to go on from; the first time it is the end of the stream, now."""
-        now = self._ctx.node.hub.token
-        try:
-            self._since = await self._cursor.begin(now)
-        except InvalidToken as error:
-            self._ctx.log.error("%s Changes before %s may be lost.", error.detail, now)
-            self._since, self._lost = now, Gap(Token(now.history, 0), now, resync=False)
-            return
-        if self._since.history != now.history or self._since.revision > now.revision:
-            # Another store, or one that was set back. The gap ends here and now, so that whatever
-            # is written from now on is told.
-            self._ctx.log.error("The stream is at %s, and %s is not in it.", now, self._since)
-            self._lost = Gap(self._since, now, resync=False)
-            self._since = now
+        await self._delivery.begin()
 
     async def run(self) -> None:
         """Deliver until the node stops."""
-        while True:
-            try:
-                if self._lost is not None:
-                    self.gaps += 1
-                    await self._deliver(message_of(self._lost, self._lost.upto.history))
-                    await self._note(self._lost.upto)
-                    self._lost = None
-                if await self._follow():
-                    return
-            except Stopping:
-                return
-            except Overloaded as error:
-                self._ctx.log.warning("The hub takes no watcher: %s", error)
-            await anyio.sleep(_PAUSE)
+        await self._delivery.run()
 
     def status(self) -> dict[str, Any]:
         """How it goes, for JSON."""
-        saved, watcher = self._cursor.saved, self._watcher
+        saved = self._cursor.saved
         return {
             "receiver": self._receiver.place,
             "pattern": self._settings.pattern,
             "token": None if saved is None else str(saved),
-            "behind": 0 if watcher is None or watcher.closed else watcher.info().behind,
+            "behind": self._delivery.behind,
             "delivered": self.delivered,
-            "gaps": self.gaps,
+            "gaps": self._delivery.gaps,
             "failed_attempts": self.failures,
             "failing": self.failing,
             "dead_letters_dropped": self.dead.dropped,
             "dead_letters": [letter.to_json() for letter in self.dead.letters],
         }
 
-    async def _follow(self) -> bool:
-        """Deliver what the hub tells; whether the node is stopping, else the watch is to be begun
-        again. Raises `Stopping` and `Overloaded`.
-        """
-        watcher = self._watcher = self._ctx.node.hub.watch(
-            self._settings.pattern,
-            since=self._since,
-            resync=False,  # the receiver is told what it missed; what to read anew is its choice
-            label=f"webhook {self._receiver.place}",
-        )
-        try:
-            async for item in watcher:
-                if isinstance(item, Ended):
-                    if item.code == Stopping.code:
-                        return True
-                    self._ctx.log.warning("The watch has ended: %s", item.detail)
-                    return False
-                if isinstance(item, Changed | Gap):
-                    self.gaps += isinstance(item, Gap)
-                    await self._deliver(message_of(item, self._ctx.keyspace.history))
-                    await self._note(item.token)
-        finally:
-            watcher.close()
-        return False
+    async def _deliver_all(self, items: Sequence[Changed | Gap]) -> None:
+        for item in items:
+            history = item.upto.history if isinstance(item, Gap) else self._ctx.keyspace.history
+            await self._deliver(message_of(item, history))
 
     async def _deliver(self, message: Message) -> None:
         """Try until the receiver has taken it, or it is given up as a dead letter."""
@@ -163,22 +119,7 @@ class Courier:
                 raise
             except NkvError as error:
                 self._ctx.log.error("A dead letter cannot be kept yet: %s", error)
-                await anyio.sleep(_PAUSE)
-
-    async def _note(self, token: Token | None) -> None:
-        """Keep the place durably, however long the store cannot."""
-        if token is None:
-            return
-        self._since = token
-        while True:
-            try:
-                await self._cursor.save(token)
-                return
-            except Stopping:
-                raise
-            except NkvError as error:
-                self._ctx.log.error("The place %s cannot be kept yet: %s", token, error)
-                await anyio.sleep(_PAUSE)
+                await anyio.sleep(PAUSE)
 
 
 def pause(settings: WebhookSettings, attempt: int, asked: float = 0.0) -> float:
