@@ -91,6 +91,10 @@ class NodeView(Protocol):
         """The watch hub, without regard to who asks: `announcements.hub_of` has that."""
 
     @property
+    def authenticated(self) -> bool:
+        """Whether tokens are used: who comes without one may do nothing."""
+
+    @property
     def ready(self) -> bool:
         """Whether every part serves and none is being stopped."""
 
@@ -154,8 +158,10 @@ class Context(Protocol):
     def dispatch(self) -> Dispatch:
         """Takes a request of this plugin's transport through its life."""
 
-    async def listen(self, address: Address) -> Listener:
-        """Listen at an address. Raises `AddressInUse`; `StartError` where the address is beyond
+    async def listen(self, address: Address, scheme: str = "") -> Listener:
+        """Listen at an address, told as `SCHEME://...` where it is not a transport's own.
+
+        Raises `AddressInUse`; `StartError` where the address is beyond
         loopback and neither tokens nor `--insecure` were given.
         """
 

@@ -68,7 +68,7 @@ class PluginContext:
         tasks: TaskGroup,
         stack: AsyncExitStack,
         handlers: HandlerCollector,
-        listen: Callable[[Address], Awaitable[Listener]],
+        listen: Callable[[Address, str], Awaitable[Listener]],
     ) -> None:
         self._services = services
         self._listen = listen
@@ -92,6 +92,6 @@ class PluginContext:
         """The plugin's durable state. Raises `StartError` while the keyspace is not open."""
         return self._services.keyspace.state(self.name)
 
-    async def listen(self, address: Address) -> Listener:
+    async def listen(self, address: Address, scheme: str = "") -> Listener:
         """Listen at an address, as in the contract."""
-        return await self._listen(address)
+        return await self._listen(address, scheme)

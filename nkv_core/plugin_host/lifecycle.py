@@ -79,6 +79,7 @@ class Generation:
         #: The transport's name, which is that of the listener whose handlers it serves.
         self.listener: Final = candidate.name.removeprefix(_TRANSPORT)
         self.kinds: tuple[str, ...] = ()
+        self._scheme = ""  #: of the addresses of one that listens and is no transport
         self._services = services
         self._limits = settings
         self._tell_failed = failed
@@ -250,7 +251,8 @@ class Generation:
             self._serving.set()
             self._served.set()
 
-    async def _listen(self, address: Address) -> Listener:
+    async def _listen(self, address: Address, scheme: str) -> Listener:
+        self._scheme = scheme
         listener = await self._services.broker.listen(self.owner, address)
         if self.state == "active":
             self._announce()
@@ -287,7 +289,7 @@ class Generation:
         for held in self._services.broker.used_by(self.owner):
             if not held.announced:
                 held.announced = True
-                scheme = "" if self.transport is None else self.transport.scheme
+                scheme = self._scheme if self.transport is None else self.transport.scheme
                 self._services.dispatcher.emit(Connect(*held.place, self.listener, scheme))
 
     def show_lines(self) -> None:
