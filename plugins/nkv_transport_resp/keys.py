@@ -102,7 +102,7 @@ def _expire(view: View, words: Words, command: str, *, seconds: bool, relative: 
     ):
         return 0
     if at <= view.now:
-        view.delete(key, cause=command)
+        view.delete(key, cause="del")  # nothing has expired by itself
         return 1
     try:
         view.touch(key, at, cause=command)

@@ -209,3 +209,36 @@ def peer(_redis):
     yield peer
     for client in peer.clients:
         client.close()
+
+
+@pytest.fixture(scope="session")
+def served_for_hypothesis(_shared, _redis):
+    """One client of each server; what it gives first makes both as new, for each example."""
+    peer = Peer(_redis)
+    ours, theirs = _shared.connect(), peer.connect()
+
+    def begin():
+        for client in (ours, theirs):
+            assert client.ask("RESET") == b"RESET"
+            assert client.ask("FLUSHALL") == b"OK"
+
+    yield begin, ours, theirs
+    ours.close()
+    theirs.close()
+
+
+@pytest.fixture(scope="session")
+def two_for_hypothesis(_shared, _redis):
+    """Two clients of each server."""
+    peer = Peer(_redis)
+    ours = [_shared.connect(), _shared.connect()]
+    theirs = [peer.connect(), peer.connect()]
+
+    def begin():
+        for client in (*ours, *theirs):
+            assert client.ask("RESET") == b"RESET"
+            assert client.ask("FLUSHALL") == b"OK"
+
+    yield begin, ours, theirs
+    for client in (*ours, *theirs):
+        client.close()
