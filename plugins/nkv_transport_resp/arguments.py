@@ -59,8 +59,12 @@ def wrong_arity(command: str) -> Refusal:
 
 
 def name_of(word: bytes) -> str:
-    """A command's name as it appears in errors: at most 128 bytes, on one line."""
-    return word[:128].decode(errors="replace").replace("\r", " ").replace("\n", " ")
+    """A command's name as it appears in errors: at most 128 bytes, on one line, up to a zero byte.
+
+    Bytes that are no text stay as they are when the error is sent.
+    """
+    shown = word.partition(b"\0")[0][:128].decode(errors="surrogateescape")
+    return shown.replace("\r", " ").replace("\n", " ")
 
 
 def unknown_command(arguments: list[bytes]) -> Refusal:

@@ -56,6 +56,8 @@ def _admit(call: Call, session: Session, spec: Spec) -> Any:
     words, arity = call.words, spec.arity
     if len(words) != arity if arity > 0 else len(words) < -arity:
         raise wrong_arity(spec.name)
+    if spec.check is not None:
+        spec.check(words)
     if session.protocol == 2 and not spec.subscribed and (session.channels or session.patterns):
         raise Refusal(
             f"ERR Can't execute '{spec.name}': only (P|S)SUBSCRIBE / (P|S)UNSUBSCRIBE / PING / QUIT"

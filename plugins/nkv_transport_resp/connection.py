@@ -143,14 +143,18 @@ def _checked_name(name: bytes) -> bytes:
 
 def client(call: "Call", words: list[bytes]) -> Any:
     """`CLIENT ID | INFO | LIST | KILL | SETNAME | GETNAME | SETINFO | TRACKING | ...`."""
+    return _CLIENT[words[1].decode(errors="replace").lower()][2](call, words)
+
+
+def check_client(words: list[bytes]) -> None:
+    """Raise `Refusal` where a subcommand is none, or has not its number of words."""
     name = words[1].decode(errors="replace").lower()
     found = _CLIENT.get(name)
     if found is None:
         raise Refusal(f"ERR unknown subcommand '{name_of(words[1])}'. Try CLIENT HELP.")
-    least, most, run = found
+    least, most, _ = found
     if not least <= len(words) <= most:
         raise wrong_arity(f"client|{name}")
-    return run(call, words)
 
 
 def _id(call: "Call", _: list[bytes]) -> int:

@@ -107,7 +107,7 @@ def _all(head: bytes, parts: Iterable[Any], protocol: int) -> bytes:
 
 def encode_error(error: NkvError) -> bytes:
     """An error, with the word in front that clients of Redis know where there is one."""
-    return b"-%b\r\n" % text_of(error).translate(_ONE_LINE).encode(errors="replace")
+    return b"-%b\r\n" % text_of(error).translate(_ONE_LINE).encode(errors="surrogateescape")
 
 
 _ONE_LINE: Final = {0x0D: " ", 0x0A: " "}

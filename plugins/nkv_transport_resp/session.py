@@ -16,7 +16,7 @@ from nkv_core.contracts.handlers import NO_PARAMS, Request, Route
 from nkv_core.contracts.identity import Identity
 from nkv_core.errors import NkvError, NoHandler, Stopping, Unauthenticated
 
-from .arguments import name_of, unknown_command
+from .arguments import unknown_command
 from .connection import credential_of
 from .parser import Command, Parser
 from .replies import NO_AUTH, Refusal, encode, encode_error
@@ -215,7 +215,8 @@ class Session(asyncio.Protocol):
                 self.shared.log.warning("client %d (%s) speaks HTTP: closing", self.id, self.peer)
                 self.cut()
                 return False
-            path, keyed, orderly = name_of(words[0]).upper(), False, False
+            path = words[0][:128].decode(errors="replace").upper()
+            keyed = orderly = False
         else:
             path, keyed, orderly = found
         slots = self._slots

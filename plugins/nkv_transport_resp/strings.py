@@ -61,7 +61,7 @@ def _set_options(words: Words, now: int) -> SetOptions:
     absent = present = get_ = keep = False
     expires: int | None = None
     rest = iter(words[3:])
-    expiry: tuple[bytes, tuple[bool, bool]] | None = None
+    expiry: tuple[bytes, bytes] | None = None
     for word in rest:
         option = word.upper()
         if option == b"NX" and not present:
@@ -72,15 +72,16 @@ def _set_options(words: Words, now: int) -> SetOptions:
             get_ = True
         elif option == b"KEEPTTL" and expiry is None:
             keep = True
-        elif option in _EXPIRIES and expiry is None and not keep:
+        elif option in _EXPIRIES and not keep and (expiry is None or expiry[0] == option):
             value = next(rest, None)
             if value is None:
                 raise Refusal(SYNTAX)
-            expiry = value, _EXPIRIES[option]
+            expiry = option, value
         else:
             raise Refusal(SYNTAX)
     if expiry is not None:
-        value, (seconds, relative) = expiry
+        option, value = expiry
+        seconds, relative = _EXPIRIES[option]
         expires = positive_expiry(value, seconds, now if relative else None, "set")
     return SetOptions(absent, present, get_, keep, expires)
 
@@ -142,20 +143,17 @@ def getdel(view: View, words: Words) -> bytes | None:
 
 def getex(view: View, words: Words) -> bytes | None:
     """`GETEX key [EX s | PX ms | EXAT s | PXAT ms | PERSIST]`."""
-    persist, expires = False, None
-    if len(words) > 2:
-        option = words[2].upper()
-        if option == b"PERSIST" and len(words) == 3:
-            persist = True
-        elif option in _EXPIRIES and len(words) == 4:
-            seconds, relative = _EXPIRIES[option]
-            expires = positive_expiry(words[3], seconds, view.now if relative else None, "getex")
-        else:
-            raise Refusal(SYNTAX)
+    option = words[2].upper() if len(words) > 2 else b""
+    if option not in ({2: (b"",), 3: (b"PERSIST",), 4: _EXPIRIES}.get(len(words), ())):
+        raise Refusal(SYNTAX)
     key = key_of(words[1])
     before = view.get(key)
     if before is None:
         return None
+    persist, expires = option == b"PERSIST", None
+    if option in _EXPIRIES:
+        seconds, relative = _EXPIRIES[option]
+        expires = positive_expiry(words[3], seconds, view.now if relative else None, "getex")
     if expires is not None and expires <= view.now:
         view.delete(key, cause="getex")
     elif expires is not None or (persist and before.expires is not None):

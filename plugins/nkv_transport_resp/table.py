@@ -29,6 +29,7 @@ class Spec(msgspec.Struct, frozen=True):
     at_once: bool = False  #: carried out in a transaction that is being put together
     subscribed: bool = False  #: possible for a client of RESP2 that has subscribed
     public: bool = False  #: possible without a token
+    check: Callable[[list[bytes]], None] | None = None  #: raises what refuses a subcommand
 
     def keys(self, words: Sequence[bytes]) -> list[str]:
         """The keys among the words. Raises `InvalidKey`."""
@@ -183,7 +184,15 @@ def _of_connections() -> list[Spec]:
             subscribed=True,
             public=True,
         ),
-        Spec("client", -2, "session", connection.client, group, "About clients"),
+        Spec(
+            "client",
+            -2,
+            "session",
+            connection.client,
+            group,
+            "About clients",
+            check=connection.check_client,
+        ),
         Spec("command", -1, "session", introspection.command, "server", "About commands"),
         Spec("info", -1, "session", introspection.info, "server", "About the node"),
         Spec("config", -2, "session", introspection.config, "server", "Some settings"),
