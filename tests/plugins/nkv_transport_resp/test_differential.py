@@ -9,10 +9,35 @@ from hypothesis import strategies as st
 KEYS = [b"a", b"b", b"c.d", b"ba"]
 keys = st.sampled_from(KEYS)
 values = st.sampled_from(
-    [b"", b"1", b"-7", b"x y", b"05", b" 5", b"9223372036854775807", b"-9223372036854775808", b"\x00\xff\r\n", b"99999999999999999999"]
+    [
+        b"",
+        b"1",
+        b"-7",
+        b"x y",
+        b"05",
+        b" 5",
+        b"9223372036854775807",
+        b"-9223372036854775808",
+        b"\x00\xff\r\n",
+        b"99999999999999999999",
+    ]
 )
 numbers = st.sampled_from(
-    [b"0", b"1", b"-1", b"2", b"-3", b"100", b"x", b"", b"+1", b"9223372036854775807", b"-9223372036854775808", b"9223372036854775808", b"1.5"]
+    [
+        b"0",
+        b"1",
+        b"-1",
+        b"2",
+        b"-3",
+        b"100",
+        b"x",
+        b"",
+        b"+1",
+        b"9223372036854775807",
+        b"-9223372036854775808",
+        b"9223372036854775808",
+        b"1.5",
+    ]
 )
 #: Far enough from now that no reply depends on how fast the two are, and soon enough to be kept.
 seconds = st.sampled_from([b"1000", b"100000", b"0", b"-1", b"x", b"9223372036854775807"])
@@ -226,7 +251,19 @@ def test_messages_and_notifications_are_the_same(served, peer):
 
 def test_what_comes_first_is_answered_first(served, peer):
     script = b"".join(
-        [b"SET a 1\r\n", b"*1\r\n$4\r\nPING\r\n", b"GET a\r\n", b'SET "b" "\\x41 c"\r\n', b"GET b\r\n", b"*-1\r\n", b"\r\n", b"KEYS a\r\n", b"INCR a\r\n", b"MULTI\r\nGET a\r\nEXEC\r\n", b"QUIT\r\n"]
+        [
+            b"SET a 1\r\n",
+            b"*1\r\n$4\r\nPING\r\n",
+            b"GET a\r\n",
+            b'SET "b" "\\x41 c"\r\n',
+            b"GET b\r\n",
+            b"*-1\r\n",
+            b"\r\n",
+            b"KEYS a\r\n",
+            b"INCR a\r\n",
+            b"MULTI\r\nGET a\r\nEXEC\r\n",
+            b"QUIT\r\n",
+        ]
     )
     answers = []
     for server in (served, peer):
