@@ -91,7 +91,8 @@ def _reading(spec: Spec) -> Callable[[Request], Any]:
         keys = spec.keys(words)
         session.remember(keys)
         prompt = prompt_of(call.keyspace)
-        if not _waits(session, call):
+        # Of several keys at once: a transaction may be committed between two of them otherwise.
+        if len(keys) == 1 and not _waits(session, call):
             try:
                 return run(ReadView(prompt), words)
             except Waits:

@@ -76,9 +76,9 @@ class Served:
         connected = socket.socket()
         if buffer is not None:
             connected.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer)
-        connected.connect(("127.0.0.1", self.port))
         client = Raw(connected)
         self.clients.append(client)
+        connected.connect(("127.0.0.1", self.port))
         return client
 
     def clear(self):
