@@ -9,7 +9,7 @@ from typing import Any, Literal, Protocol
 import msgspec
 from anyio.abc import TaskGroup
 
-from nkv_core.contracts.handlers import Dispatch, Handlers
+from nkv_core.contracts.handlers import Dispatch, DispatchNow, Handlers
 from nkv_core.contracts.keyspace import Keyspace
 from nkv_core.contracts.markers import hookspec
 from nkv_core.contracts.owner import Owner
@@ -157,6 +157,10 @@ class Context(Protocol):
     @property
     def dispatch(self) -> Dispatch:
         """Takes a request of this plugin's transport through its life."""
+
+    @property
+    def dispatch_now(self) -> DispatchNow:
+        """The same as a plain function, for a transport that is to be fast."""
 
     async def listen(self, address: Address, scheme: str = "") -> Listener:
         """Listen at an address, told as `SCHEME://...` where it is not a transport's own.

@@ -9,7 +9,7 @@ from typing import Any, Final, Protocol
 from anyio.abc import TaskGroup
 
 from nkv_core.contracts.context import Address, Listener, NodeView, State
-from nkv_core.contracts.handlers import Dispatch
+from nkv_core.contracts.handlers import Dispatch, DispatchNow
 from nkv_core.contracts.keyspace import Keyspace
 from nkv_core.contracts.owner import Owner
 from nkv_core.contracts.watch import Hub
@@ -81,6 +81,7 @@ class PluginContext:
         self.handlers: Final = handlers
         self.node: Final = services.node
         self.dispatch: Final[Dispatch] = services.dispatcher.dispatch
+        self.dispatch_now: Final[DispatchNow] = services.dispatcher.dispatch_now
 
     @property
     def keyspace(self) -> Keyspace:
