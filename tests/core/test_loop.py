@@ -7,8 +7,14 @@ import weakref
 import anyio
 import pytest
 
-from nkv_core.errors import Stopping
-from nkv_core.loop import Worker, soon_caller, threadsafe_caller, waiter_maker
+from nkv_core.errors import PluginSetupFailed, Stopping
+from nkv_core.loop import (
+    Worker,
+    refuse_other_backends,
+    soon_caller,
+    threadsafe_caller,
+    waiter_maker,
+)
 
 pytestmark = pytest.mark.anyio
 
@@ -142,3 +148,10 @@ def test_a_worker_survives_the_end_of_its_loop(anyio_backend):
     anyio.run(leave, backend=anyio_backend)
     go.set()
     assert workers[0].join(5)
+
+
+async def test_what_does_not_run_on_this_backend_is_refused_by_name(anyio_backend):
+    refuse_other_backends("it", ("asyncio", "trio"))
+    other = "trio" if anyio_backend == "asyncio" else "asyncio"
+    with pytest.raises(PluginSetupFailed, match=f"it does not run on {anyio_backend}, only on"):
+        refuse_other_backends("it", (other,))
