@@ -7,13 +7,13 @@ every write. All of it works on asyncio and on trio.
 import asyncio
 import sys
 import threading
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Collection, Generator
 from functools import partial
 from queue import SimpleQueue
 from types import TracebackType
 from typing import Any, Final, Generic, Protocol, TypeVar, cast
 
-from nkv_core.errors import Stopping
+from nkv_core.errors import PluginSetupFailed, Stopping
 
 T = TypeVar("T")
 U = TypeVar("U")
@@ -29,6 +29,19 @@ def _trio() -> Any:
     """The trio module where the caller runs on trio, else None. Nothing is imported for it."""
     trio = sys.modules.get("trio")
     return trio if trio is not None and trio.lowlevel.in_trio_task() else None
+
+
+def refuse_other_backends(what: str, backends: Collection[str]) -> None:
+    """Raise `PluginSetupFailed` where `what` does not run on the event loop that we run on.
+
+    `backends`: those that it runs on, of `asyncio` and `trio`.
+    """
+    backend = "trio" if _trio() else "asyncio"
+    if backend not in backends:
+        raise PluginSetupFailed(
+            f"{what} does not run on {backend}, only on"
+            f" {', '.join(sorted(backends)) or 'nothing'}: set node.backend."
+        )
 
 
 def threadsafe_caller() -> Caller:

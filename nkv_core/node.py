@@ -199,11 +199,6 @@ class Node:
     # --- what it is -------------------------------------------------------------------------------
 
     @property
-    def authenticated(self) -> bool:
-        """Whether tokens are used: who comes without one may do nothing."""
-        return self.settings.auth.tokens is not None
-
-    @property
     def ready(self) -> bool:
         """Whether every part serves and none is being stopped."""
         return self._ready

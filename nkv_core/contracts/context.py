@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import AsyncExitStack
+from contextlib import AbstractContextManager, AsyncExitStack
 from socket import socket
 from typing import Any, Literal, Protocol
 
@@ -31,6 +31,10 @@ class UnixAddress(msgspec.Struct, frozen=True):
 
 
 Address = TcpAddress | UnixAddress
+
+#: Who keeps strangers from a listener: `tokens`, dispatch, which each request there goes through;
+#: `own`, the listener, which has everybody prove who they are; `nobody`.
+Guard = Literal["tokens", "own", "nobody"]
 
 
 class Listener(Protocol):
@@ -89,10 +93,6 @@ class NodeView(Protocol):
     @property
     def hub(self) -> Hub:
         """The watch hub, without regard to who asks: `announcements.hub_of` has that."""
-
-    @property
-    def authenticated(self) -> bool:
-        """Whether tokens are used: who comes without one may do nothing."""
 
     @property
     def ready(self) -> bool:
@@ -162,11 +162,27 @@ class Context(Protocol):
     def dispatch_now(self) -> DispatchNow:
         """The same as a plain function, for a transport that is to be fast."""
 
-    async def listen(self, address: Address, scheme: str = "") -> Listener:
+    async def listen(
+        self, address: Address, *, guard: Guard = "tokens", scheme: str = ""
+    ) -> Listener:
         """Listen at an address, told as `SCHEME://...` where it is not a transport's own.
 
-        Raises `AddressInUse`; `StartError` where the address is beyond
-        loopback and neither tokens nor `--insecure` were given.
+        Raises `AddressInUse`, and `StartError` where strangers would come. That is: beyond
+        loopback, unless there are tokens or the listener guards itself; and where `nobody` guards
+        it also on loopback, as soon as tokens are used. `--insecure` allows all.
+        """
+
+    def reach(self, host: str, port: int) -> AbstractContextManager[None]:
+        """Note that requests come in over a connection to this place, while the block lasts.
+
+        For a transport that connects instead of listening: `Connect` is emitted as for a listener,
+        and `Disconnect`, with what ended the block, once no generation of the plugin has the place.
+        """
+
+    async def predecessor_ended(self) -> bool:
+        """Wait until the generation that this one replaces has ended; whether there was one.
+
+        Until then both run. Who goes on where the other stopped waits for this first.
         """
 
 

@@ -7,7 +7,8 @@ and all: the scope that they stood on is gone.
 """
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Final, Literal
 
 import anyio
@@ -15,16 +16,17 @@ from anyio import CancelScope, Event, current_time
 from anyio.abc import TaskGroup
 
 from nkv_core.config import section_of
-from nkv_core.contracts.context import Address, Listener
+from nkv_core.contracts.context import Address, Guard, Listener
 from nkv_core.contracts.owner import Owner
 from nkv_core.contracts.settings import PluginSettings
 from nkv_core.contracts.transport import Transport
 from nkv_core.dispatch import Registration
-from nkv_core.errors import NkvError, PluginSetupFailed
+from nkv_core.errors import NkvError, PluginSetupFailed, Unreachable
 from nkv_core.events import Connect, Disconnect
 from nkv_core.handlers import Features, HandlerCollector
 from nkv_core.loop import Worker
 from nkv_core.plugin_host import blame
+from nkv_core.plugin_host.broker import Held
 from nkv_core.plugin_host.changes import ChangeFeed
 from nkv_core.plugin_host.context import PluginContext, Services
 from nkv_core.plugin_host.discovery import Candidate
@@ -65,8 +67,11 @@ class Generation:
         services: Services,
         features: Features,
         failed: Callable[["Generation"], None],
+        predecessor: Event | None = None,
     ) -> None:
-        """`failed` is called where it fails by itself while it is active."""
+        """`failed` is called where it fails by itself while it is active; `predecessor` is set once
+        nothing is left of the generation that it replaces.
+        """
         self.candidate: Final = candidate
         self.owner: Final = Owner(candidate.name, number)
         self.state: State = "discovered"
@@ -83,6 +88,7 @@ class Generation:
         self._services = services
         self._limits = settings
         self._tell_failed = failed
+        self._predecessor = predecessor
         self._modules: Modules | None = None
         self._handlers = HandlerCollector(self.owner, features)
         self._feed: ChangeFeed | None = None
@@ -218,6 +224,8 @@ class Generation:
             stack=scope.stack,
             handlers=self._handlers,
             listen=self._listen,
+            reach=self._reach,
+            predecessor=self._predecessor,
         )
         for hook in self.hooks.all("nkv_setup"):
             self._step = "nkv_setup"
@@ -251,12 +259,27 @@ class Generation:
             self._serving.set()
             self._served.set()
 
-    async def _listen(self, address: Address, scheme: str) -> Listener:
+    async def _listen(self, address: Address, *, guard: Guard, scheme: str) -> Listener:
         self._scheme = scheme
-        listener = await self._services.broker.listen(self.owner, address)
+        listener = await self._services.broker.listen(self.owner, address, guard)
         if self.state == "active":
             self._announce()
         return listener
+
+    @contextmanager
+    def _reach(self, host: str, port: int) -> Iterator[None]:
+        place = self._services.broker.reach(self.owner, host, port)
+        if self.state == "active":
+            self._announce()
+        error: NkvError | None = None
+        try:
+            yield
+        except Exception as raised:
+            # One of ours: events may be kept, and what was raised holds the frames of the plugin.
+            error = Unreachable(f"{host}:{port}: {raised}")
+            raise
+        finally:
+            self._tell_closed(self._services.broker.release(self.owner, place), error)
 
     # --- in charge --------------------------------------------------------------------------------
 
@@ -291,6 +314,11 @@ class Generation:
                 held.announced = True
                 scheme = self._scheme if self.transport is None else self.transport.scheme
                 self._services.dispatcher.emit(Connect(*held.place, self.listener, scheme))
+
+    def _tell_closed(self, closed: list[Held], error: BaseException | None) -> None:
+        for held in closed:
+            if held.announced:
+                self._services.dispatcher.emit(Disconnect(*held.place, self.listener, error))
 
     def show_lines(self) -> None:
         """Have tracebacks show this generation's source again."""
@@ -360,10 +388,7 @@ class Generation:
             return
         if self._in_charge:
             self._services.dispatcher.switch(leave=self.owner)
-        for held in self._services.broker.release(self.owner):
-            if held.announced:
-                event = Disconnect(*held.place, self.listener, self.error)
-                self._services.dispatcher.emit(event)
+        self._tell_closed(self._services.broker.release(self.owner), self.error)
         if self._modules is not None:
             self._services.registry.unregister(self._modules.prefix)
             self._modules.remove()

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from nkv_core.contracts.context import Context
 from nkv_core.contracts.watch import Changed, Gap
-from nkv_core.delivery import Delivery
+from nkv_core.outward import Follower
 
 from .clients import Clients
 
@@ -15,18 +15,18 @@ class Teller:
     def __init__(self, ctx: Context, clients: Clients) -> None:
         self._ctx = ctx
         self._clients = clients
-        self._delivery = Delivery(ctx, self._tell_all, label="socketio")
+        self._follower = Follower(ctx, None, label="socketio")
         self.told = 0
         self.left_out = 0  #: puts of keys or values that are not text
 
     @property
     def gaps(self) -> int:
         """How often changes were lost."""
-        return self._delivery.gaps
+        return self._follower.gaps
 
     async def run(self) -> None:
         """Tell until the node stops."""
-        await self._delivery.run()
+        await self._follower.run(self._tell_all)
 
     async def _tell_all(self, items: Sequence[Changed | Gap]) -> None:
         for item in items:

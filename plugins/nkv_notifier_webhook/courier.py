@@ -1,20 +1,19 @@
-"""Courier: takes one change after another to the receiver.
+"""Courier: takes one change after another to the receiver, and keeps how far it has come.
 
 The next change is not sent before the receiver has taken the one before it, or that one was given
-up. What was sent but not noted before a crash is sent again, under the same idempotency key.
+up. The place is kept durably after each: what was sent but not noted before a crash is sent again,
+under the same idempotency key.
 """
 
 import logging
-import random
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 import anyio
 
 from nkv_core.contracts.context import Context
-from nkv_core.contracts.watch import Changed, Cursor, Gap
-from nkv_core.delivery import PAUSE, Delivery
 from nkv_core.errors import NkvError, Stopping, ValueTooLarge
+from nkv_core.outward import PAUSE, Delivery, Follower, backoff
 from nkv_core.records import wall_clock
 
 from .dead_letters import DeadLetters
@@ -30,47 +29,37 @@ class Courier:
         self._ctx = ctx
         self._settings: WebhookSettings = ctx.settings
         self._receiver = receiver
-        self._cursor = Cursor(ctx.state, "webhook")
-        self._delivery = Delivery(
-            ctx,
-            self._deliver_all,
-            label=f"webhook {receiver.place}",
-            pattern=self._settings.pattern,
-            cursor=self._cursor,
+        self.follower: Final = Follower(
+            ctx, "webhook", pattern=self._settings.pattern, label=f"webhook {receiver.place}"
         )
-        self.dead = dead
+        self.dead: Final = dead
         self.delivered = 0
         self.failures = 0  #: attempts that failed
         self.failing: str | None = None  #: why the last attempt failed, if it did
 
-    async def begin(self) -> None:
-        """Find the place to go on from; the first time it is the end of the stream, now."""
-        await self._delivery.begin()
-
     async def run(self) -> None:
         """Deliver until the node stops."""
-        await self._delivery.run()
+        await self.follower.run(self._deliver_all)
 
     def status(self) -> dict[str, Any]:
         """How it goes, for JSON."""
-        saved = self._cursor.saved
+        saved = self.follower.saved
         return {
             "receiver": self._receiver.place,
             "pattern": self._settings.pattern,
             "token": None if saved is None else str(saved),
-            "behind": self._delivery.behind,
+            "behind": self.follower.behind,
             "delivered": self.delivered,
-            "gaps": self._delivery.gaps,
+            "gaps": self.follower.gaps,
             "failed_attempts": self.failures,
             "failing": self.failing,
             "dead_letters_dropped": self.dead.dropped,
             "dead_letters": [letter.to_json() for letter in self.dead.letters],
         }
 
-    async def _deliver_all(self, items: Sequence[Changed | Gap]) -> None:
+    async def _deliver_all(self, items: Sequence[Delivery]) -> None:
         for item in items:
-            history = item.upto.history if isinstance(item, Gap) else self._ctx.keyspace.history
-            await self._deliver(message_of(item, history))
+            await self._deliver(message_of(item, self._ctx.keyspace.history))
 
     async def _deliver(self, message: Message) -> None:
         """Try until the receiver has taken it, or it is given up as a dead letter."""
@@ -127,7 +116,5 @@ def pause(settings: WebhookSettings, attempt: int, asked: float = 0.0) -> float:
 
     What the receiver asks for is waited as well, up to `max_backoff`.
     """
-    # At 2**32 any bound is long passed, and a float far from its own.
-    longest = min(settings.max_backoff, settings.backoff * 2.0 ** min(attempt - 1, 32))
-    jittered = longest * random.uniform(0.5, 1.0)  # noqa: S311  # spreads load, hides nothing
+    jittered = backoff(attempt, settings.backoff, settings.max_backoff)
     return max(jittered, min(asked, settings.max_backoff))

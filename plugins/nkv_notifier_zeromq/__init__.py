@@ -8,7 +8,7 @@ import msgspec
 
 from nkv_core.contracts.context import Context, TcpAddress
 from nkv_core.contracts.markers import hookimpl
-from nkv_core.errors import PluginInvalid, SettingsError
+from nkv_core.errors import PluginInvalid
 
 try:
     import zmq  # noqa: F401  # whether it is there: a module below imports it for use
@@ -35,12 +35,10 @@ def nkv_settings() -> type[msgspec.Struct]:
 async def nkv_setup(ctx: Context) -> AsyncIterator[None]:
     """Publish what changes from now on."""
     settings: ZeromqSettings = ctx.settings
-    if ctx.node.authenticated and not settings.without_tokens:
-        raise SettingsError(
-            "notifier.zeromq: this node uses tokens, and a subscriber of ZeroMQ cannot show one:"
-            " whoever reaches the port reads every change. Set without_tokens to allow it."
-        )
-    listener = await ctx.listen(TcpAddress(settings.host, settings.port), "zmq+tcp")
+    # A subscriber of ZeroMQ cannot show a token: whoever reaches the port reads every change.
+    listener = await ctx.listen(
+        TcpAddress(settings.host, settings.port), guard="nobody", scheme="zmq+tcp"
+    )
     async with published_at(listener, settings.pending) as sockets:
         publisher = Publisher(ctx, sockets)
         ctx.handlers.add(PATH, lambda _: publisher.status(), command="zeromq status", timeout=None)

@@ -10,7 +10,7 @@ import zmq
 
 from nkv_core.contracts.context import Context, Listener
 from nkv_core.contracts.watch import Changed, Gap
-from nkv_core.delivery import Delivery
+from nkv_core.outward import Follower
 
 from .messages import Frames
 from .messages import Sequence as Messages
@@ -31,18 +31,18 @@ class Publisher:
         self._messages = Messages(secrets.token_hex(8))
         settings: ZeromqSettings = ctx.settings
         self._heartbeat = settings.heartbeat
-        self._delivery = Delivery(
-            ctx, self._publish, label="zeromq", pattern=settings.pattern, at_once=_AT_ONCE
+        self._follower = Follower(
+            ctx, None, label="zeromq", pattern=settings.pattern, most=_AT_ONCE
         )
 
     async def run(self) -> None:
         """Publish until the node stops."""
-        await self._delivery.run()
+        await self._follower.run(self._publish)
 
     async def beat(self) -> None:
         """Say how far the stream is, again and again, so that silence is told from loss."""
         while True:
-            self._send(self._messages.heartbeat(self._delivery.since))
+            self._send(self._messages.heartbeat(self._follower.token))
             await anyio.sleep(self._heartbeat)
 
     def status(self) -> dict[str, object]:
@@ -50,9 +50,9 @@ class Publisher:
         return {
             "publisher": self._messages.publisher,
             "published": self._messages.last,
-            "token": str(self._delivery.since),
-            "behind": self._delivery.behind,
-            "gaps": self._delivery.gaps,
+            "token": str(self._follower.token),
+            "behind": self._follower.behind,
+            "gaps": self._follower.gaps,
         }
 
     async def _publish(self, items: Sequence[Changed | Gap]) -> None:

@@ -19,7 +19,6 @@ class ZeromqSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     pattern: str = EVERYTHING.text  #: of the keys whose changes are published
     pending: Count = 1000  #: messages that wait for one subscriber before it loses the next ones
     heartbeat: Seconds = 5.0  #: between two messages that say how far the stream is
-    without_tokens: bool = False  #: publish although the node uses tokens, which nobody shows here
 
     def __post_init__(self) -> None:
         """Raise `SettingsError` where the pattern cannot be used."""

@@ -7,8 +7,15 @@ import weakref
 import anyio
 import pytest
 
-from nkv_core.errors import Stopping
-from nkv_core.loop import Pending, Worker, soon_caller, threadsafe_caller, waiter_maker
+from nkv_core.errors import PluginSetupFailed, Stopping
+from nkv_core.loop import (
+    Pending,
+    Worker,
+    refuse_other_backends,
+    soon_caller,
+    threadsafe_caller,
+    waiter_maker,
+)
 
 pytestmark = pytest.mark.anyio
 
@@ -183,3 +190,10 @@ async def test_what_is_made_of_a_result_takes_its_place():
     assert await doubled == 42
     with pytest.raises(ZeroDivisionError):
         await broken
+
+
+async def test_what_does_not_run_on_this_backend_is_refused_by_name(anyio_backend):
+    refuse_other_backends("it", ("asyncio", "trio"))
+    other = "trio" if anyio_backend == "asyncio" else "asyncio"
+    with pytest.raises(PluginSetupFailed, match=f"it does not run on {anyio_backend}, only on"):
+        refuse_other_backends("it", (other,))

@@ -145,10 +145,10 @@ async def test_it_is_refused_where_tokens_are_used_unless_allowed(flags, tmp_pat
     file.write_text(f'[me]\nsha256 = "{hashlib.sha256(b"secret").hexdigest()}"\n')
     file.chmod(0o600)
     flags["auth.tokens"] = str(file)
-    with pytest.raises(SettingsError, match="without_tokens"):
+    with pytest.raises(StartError, match="insecure"):
         async with Node(load_settings(flags=flags)):
             raise AssertionError("it serves")
-    async with Node(load_settings(flags={**flags, "notifier.zeromq.without_tokens": True})) as node:
+    async with Node(load_settings(flags={**flags, "node.insecure": True})) as node:
         assert address_of(node)
 
 
