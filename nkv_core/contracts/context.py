@@ -4,7 +4,7 @@ import logging
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, AsyncExitStack
 from socket import socket
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import msgspec
 from anyio.abc import TaskGroup
@@ -14,6 +14,10 @@ from nkv_core.contracts.keyspace import Keyspace
 from nkv_core.contracts.markers import hookspec
 from nkv_core.contracts.owner import Owner
 from nkv_core.contracts.watch import Hub
+from nkv_core.events import PeerDown, PeerUp
+
+if TYPE_CHECKING:
+    from nkv_core.contracts.mesh import Discovery, Merger
 
 
 class TcpAddress(msgspec.Struct, frozen=True):
@@ -184,6 +188,17 @@ class Context(Protocol):
 
         Until then both run. Who goes on where the other stopped waits for this first.
         """
+
+    def merger(self, name: str) -> "Merger":
+        """The merger that this or another plugin offers. Raises `PluginNotFound`, and
+        `PluginInvalid` where several others do. Ask anew for each use: its plugin may go.
+        """
+
+    def discovery(self, name: str) -> "Discovery":
+        """The discovery that this or another plugin offers. Raises as `merger`."""
+
+    def emit(self, event: PeerUp | PeerDown) -> None:
+        """Tell listeners of another node of this plugin's mesh. Never raises."""
 
 
 class LifecycleHooks:

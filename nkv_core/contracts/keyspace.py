@@ -92,12 +92,26 @@ class Options(msgspec.Struct, frozen=True):
 DEFAULT_OPTIONS: Final = Options()
 
 
+class Acknowledged(msgspec.Struct, frozen=True):
+    """How far a write had come among the nodes of a mesh when its caller was answered."""
+
+    nodes: int  #: that have made it durable, this one included
+    wanted: int  #: how many were asked for
+
+    @property
+    def reached(self) -> bool:
+        """Whether as many have it as were asked for. The write stands in either case."""
+        return self.nodes >= self.wanted
+
+
 class Written(msgspec.Struct, frozen=True):
     """What an operation did. `revision` is None where it had nothing to do."""
 
     revision: int | None
     record: Record | None  #: as it is now: of a put and a touch
     previous: Record | None  #: as it was before, None where there was none
+    #: By which nodes, where more than this one were asked for.
+    acknowledged: Acknowledged | None = None
 
 
 class Page(msgspec.Struct, frozen=True):

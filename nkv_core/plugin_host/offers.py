@@ -9,7 +9,6 @@ from typing import Any
 import msgspec
 
 from nkv_core.config import convert_section
-from nkv_core.contracts.transport import Transport
 from nkv_core.errors import PluginSetupFailed
 from nkv_core.loop import refuse_other_backends
 
@@ -54,9 +53,11 @@ def managed(plugin: str, made: Any) -> AbstractAsyncContextManager[Any]:
     )
 
 
-def checked_transport(plugin: str, listener: str, offered: Any) -> Transport:
-    """What `nkv_transport` returned for `listener`, if it runs on the backend that we run on."""
+def checked(plugin: str, kind: str, name: str, offered: Any) -> Any:
+    """The transport or mesh that a hook returned for `name`, if it runs on the backend that we run
+    on. Raises `PluginSetupFailed`.
+    """
     if offered is None:
-        raise PluginSetupFailed(f"{plugin} offers no transport called {listener}.")
-    refuse_other_backends(f"The transport {listener}", offered.backends)
-    return offered  # type: ignore[no-any-return]
+        raise PluginSetupFailed(f"{plugin} offers no {kind} called {name}.")
+    refuse_other_backends(f"The {kind} {name}", offered.backends)
+    return offered
