@@ -15,16 +15,24 @@ def anyio_backend():
 
 
 @pytest.fixture
-def placed(serve, tmp_path, clean_env):
-    """A node that is not started yet, with further settings."""
+def placed(serve, tmp_path, clean_env, nats_server):
+    """A node that is not started yet, with further settings, beside a NATS server."""
     with Receiver() as receiver:
-        yield lambda **settings: Place(
-            serve,
-            tmp_path,
-            clean_env,
-            receiver,
-            {name.replace("__", "."): value for name, value in settings.items()},
-        )
+
+        def placed(payload=1024 * 1024, **settings):
+            config = tmp_path / "nats.conf"
+            config.write_text(f"max_payload: {payload}\n")
+            return Place(
+                serve,
+                tmp_path,
+                clean_env,
+                receiver,
+                nats_server("-c", str(config)),
+                payload,
+                {name.replace("__", "."): value for name, value in settings.items()},
+            )
+
+        yield placed
 
 
 @pytest.fixture

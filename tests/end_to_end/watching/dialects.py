@@ -2,15 +2,25 @@
 
 import base64
 import json
+from typing import ClassVar
 
 from anyio.streams.buffered import BufferedByteReceiveStream
 
 JSON_VERBS = {"PUT": "Put", "GET": "Get", "DEL": "Delete", "SUB": "Subscribe"}
 
 
+def is_text(value):
+    try:
+        value.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
 class Line:
     name = "line"
-    hello = ["HELLO"]
+    hello: ClassVar = ["HELLO"]
+    invalid = too_large = "FAILED"
 
     def carries(self, key):
         """Whether a key can be told of: a space would end it."""
@@ -28,6 +38,10 @@ class Line:
 
     def succeeded(self, words):
         return words[1] == "OK"
+
+    def code(self, words):
+        """What the answer to a request that was not carried out says of the reason."""
+        return words[1]
 
     def values(self, words):
         """What a GET found."""
@@ -55,6 +69,9 @@ class Framed(Line):
     def succeeded(self, words):
         return words[2] == "OK"
 
+    def code(self, words):
+        return words[2]
+
     def values(self, words):
         return [base64.b64decode(word) for word in words[4::2]] if words[2] == "OK" else None
 
@@ -62,6 +79,8 @@ class Framed(Line):
 class Json:
     name = "json"
     hello = "Hello"
+    invalid = 400
+    too_large = 413
 
     def carries(self, key):
         return True
@@ -77,6 +96,10 @@ class Json:
 
     def succeeded(self, answer):
         return answer["Base"]["status"] == 200
+
+    def code(self, answer):
+        (fields,) = answer.values()
+        return fields["status"]
 
     def values(self, answer):
         found = answer.get("Get")

@@ -1,6 +1,7 @@
 """A node with every transport and notifier, at an address that it keeps over restarts."""
 
 import json
+import socket
 import sys
 import threading
 from dataclasses import dataclass, field
@@ -10,7 +11,20 @@ import anyio
 import httpx2
 
 DEADLINE = 90  # seconds: nothing here takes as long unless it hangs
-PLUGINS = ("nkv_transport_socket", "nkv_notifier_socketio", "nkv_notifier_webhook")
+PLUGINS = (
+    "nkv_transport_socket",
+    "nkv_transport_nats",
+    "nkv_transport_resp",
+    "nkv_notifier_socketio",
+    "nkv_notifier_zeromq",
+    "nkv_notifier_nats",
+    "nkv_notifier_webhook",
+)
+
+
+def free_port():
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        return free.getsockname()[1]
 
 
 class Receiver(ThreadingHTTPServer):
@@ -66,10 +80,19 @@ class Place:
     tmp_path: object
     env: dict
     receiver: Receiver
+    broker: object
+    broker_payload: int
     settings: dict = field(default_factory=dict)
     node: object = None
     url: str = ""
     starts: int = 0
+    zeromq_port: int = field(default_factory=free_port)
+    resp_port: int = field(default_factory=free_port)
+
+    @property
+    def max_value(self):
+        """The bytes of the largest value."""
+        return int(self.settings.get("keyspace.max_value_bytes", 1024 * 1024))
 
     @property
     def socket_path(self):
@@ -78,6 +101,11 @@ class Place:
     def start(self):
         settings = {
             "transport.socket.path": self.socket_path,
+            "transport.nats.servers": self.broker.url,
+            "transport.resp.port": self.resp_port,
+            "notifier.nats.servers": self.broker.url,
+            "notifier.zeromq.port": self.zeromq_port,
+            "notifier.zeromq.heartbeat": "0.1",
             "notifier.webhook.url": self.receiver.url,
             "notifier.webhook.allow_private": "true",
             "notifier.webhook.backoff": "0.05",
@@ -112,3 +140,11 @@ async def until(condition, what="it"):
             await anyio.sleep(0.005)
         return
     raise AssertionError(f"waited in vain for {what() if callable(what) else what}")
+
+
+async def until_told(subscriber, count):
+    """Wait until a subscriber was told of so many changes."""
+    await until(
+        lambda: len(subscriber.told) >= count,
+        lambda: f"{subscriber.name}, which was told of {len(subscriber.told)} of {count}",
+    )

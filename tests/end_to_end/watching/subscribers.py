@@ -1,4 +1,4 @@
-"""Every way out: one class for each kind of subscriber.
+"""Every way out of the node itself: one class for each kind of subscriber.
 
 Each watches all below `ROOT`, and comes back by itself when its connection is lost, from where it
 was if its protocol has a word for that.
@@ -18,8 +18,7 @@ from httpx2.websockets import HTTPXWSException
 
 from nkv_core.client import AsyncClient, Changed, Gap
 
-from .dialects import DIALECTS, buffered
-from .writers import is_text
+from .dialects import buffered, is_text
 
 ROOT = "a"
 PATTERN = f"{ROOT}.*"
@@ -32,6 +31,7 @@ LOST = (
     anyio.IncompleteRead,
     httpx2.TransportError,
     HTTPXWSException,
+    socketio.exceptions.ConnectionError,
 )
 
 
@@ -51,7 +51,7 @@ class Subscriber:
     name: str
     tokens = False  #: whether it is told a token with each change
     every = False  #: whether it is told every change, over lost connections too
-    puts_only = False
+    begins = None  #: where it cannot go on: how much it had been told before each connection
 
     def __init__(self, place):
         self.place = place
@@ -63,6 +63,10 @@ class Subscriber:
     def carries(self, key, value):
         """Whether it can be told of this."""
         return True
+
+    def told_of(self, key, value):
+        """The value that it is told where that was put."""
+        return value
 
     async def run(self):
         """Watch until cancelled."""
@@ -96,6 +100,10 @@ class Subscriber:
                 value = b64decode(data["value_base64"])
             self.told.append(Told(name, data.get("key", data.get("prefix")), value, token))
 
+    def caught_up(self, store):
+        """Whether it knows what there is now, in this store."""
+        return "a.end" in self.store
+
     @property
     def store(self):
         """The store, as one who was told this knows it."""
@@ -110,22 +118,36 @@ class Subscriber:
         return known
 
 
+async def lines(response):
+    """The lines of a stream. They end with a line feed alone: a value may hold other separators."""
+    rest = ""
+    async for text in response.aiter_text():
+        *whole, rest = (rest + text).split("\n")
+        for line in whole:
+            yield line
+
+
 class EventStream(Subscriber):
     """Server-Sent Events, read as a browser's EventSource reads them."""
 
     name = "sse"
-    tokens = every = True
+    tokens = True
     place_known = None
+
+    def __init__(self, place, mode="every"):
+        super().__init__(place)
+        self.mode, self.every = mode, mode == "every"
 
     async def follow(self):
         headers = {"Last-Event-ID": self.place_known} if self.place_known else {}
+        path = f"/v1/watch?pattern={PATTERN}&mode={self.mode}"
         async with (
             self.place.http() as http,
-            http.stream("GET", f"/v1/watch?pattern={PATTERN}", headers=headers) as response,
+            http.stream("GET", path, headers=headers) as response,
         ):
             response.raise_for_status()
             event = {}
-            async for line in response.aiter_lines():
+            async for line in lines(response):
                 if line:
                     name, _, value = line.partition(":")
                     event[name] = value.removeprefix(" ")
@@ -140,11 +162,16 @@ class EventStream(Subscriber):
 
 class WebSocket(Subscriber):
     name = "websocket"
-    tokens = every = True
+    tokens = True
     place_known = None
+
+    def __init__(self, place, mode="every"):
+        super().__init__(place)
+        self.mode, self.every = mode, mode == "every"
 
     async def follow(self):
         request = {"op": "subscribe", "id": 1, "subscription": "s", "pattern": PATTERN}
+        request["mode"] = self.mode
         if self.place_known:
             request["since"] = self.place_known
         url = self.place.url.replace("http", "ws") + "/v1/ws"
@@ -167,12 +194,11 @@ class SocketIo(Subscriber):
     """Is told of puts alone, with no word for where to go on."""
 
     name = "socketio"
-    puts_only = True
 
     def __init__(self, place, transports=("websocket",)):
         super().__init__(place)
         self.transports = list(transports)
-        self.begins = []  #: how many puts it had been told before each connection
+        self.begins = []
 
     def carries(self, key, value):
         return is_text(value)
@@ -181,16 +207,15 @@ class SocketIo(Subscriber):
         self.begins.append(len(self.told))
         super().connected()
 
-    async def run(self):
+    async def follow(self):
         async with aiohttp.ClientSession() as http:
-            client = socketio.AsyncClient(
-                http_session=http, reconnection_delay=PAUSE, reconnection_delay_max=PAUSE
-            )
+            # It does not notice a node that dies within an answer: the task that reads just ends.
+            client = socketio.AsyncClient(http_session=http, reconnection=False)
             client.on("connected", lambda _: self.connected())
             client.on("key_update", self._update)
             try:
                 await client.connect(self.place.url, transports=self.transports)
-                await anyio.sleep_forever()
+                await asyncio.wait([client.eio.read_loop_task])
             finally:
                 with anyio.CancelScope(shield=True):
                     await self._part(client)
@@ -198,9 +223,7 @@ class SocketIo(Subscriber):
     @staticmethod
     async def _part(client):
         """Without a word: over polling, parting in good order takes as long as a ping."""
-        client.reconnection = False
-        engine = client.eio
-        tasks = (client._reconnect_task, engine.read_loop_task, engine.write_loop_task)
+        tasks = (client.eio.read_loop_task, client.eio.write_loop_task)
         for task in filter(None, tasks):
             task.cancel()
         await asyncio.gather(*filter(None, tasks), return_exceptions=True)
@@ -315,11 +338,3 @@ class Mirror(Subscriber):
     @property
     def store(self):
         return dict(self.mirror)
-
-
-#: Those that are told of changes one by one. A further kind is one more class.
-TOLD = (EventStream, WebSocket, SocketIo, Webhook, Library, Command)
-
-
-def one_of_each(place):
-    return [kind(place) for kind in TOLD] + [Socket(place, dialect) for dialect in DIALECTS]
