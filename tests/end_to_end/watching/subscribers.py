@@ -22,6 +22,7 @@ from .dialects import buffered, is_text
 
 ROOT = "a"
 PATTERN = f"{ROOT}.*"
+END = f"{ROOT}.w.end"  #: the key of the last change, where it matters
 PAUSE = 0.05
 LOST = (
     OSError,
@@ -64,6 +65,10 @@ class Subscriber:
         """Whether it can be told of this."""
         return True
 
+    def watches(self, key):
+        """Whether it wants to be told of this key."""
+        return key.startswith(f"{ROOT}.")
+
     def told_of(self, key, value):
         """The value that it is told where that was put."""
         return value
@@ -101,8 +106,8 @@ class Subscriber:
             self.told.append(Told(name, data.get("key", data.get("prefix")), value, token))
 
     def caught_up(self, store):
-        """Whether it knows what there is now, in this store."""
-        return "a.end" in self.store
+        """Whether it knows what there is now, in this store: it was told of its last change."""
+        return any(each.key == END for each in self.told[-100:])
 
     @property
     def store(self):
@@ -257,6 +262,13 @@ class Webhook(Subscriber):
     def told(self, _):
         pass
 
+    def watches(self, key):
+        return key.startswith(self.place.settings.get("notifier.webhook.pattern", "*")[:-1])
+
+    def caught_up(self, store):
+        last = next(reversed(self.place.receiver.taken.values()), None)
+        return last is not None and last["data"].get("key") == END
+
 
 class Socket(Subscriber):
     """A dialect of the socket. Who subscribes again is told all that is there again."""
@@ -334,6 +346,9 @@ class Mirror(Subscriber):
             await mirror.wait_synced(60)
             self.connected()
             await anyio.sleep_forever()
+
+    def caught_up(self, store):
+        return END in self.mirror
 
     @property
     def store(self):
