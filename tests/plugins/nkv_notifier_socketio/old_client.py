@@ -1,6 +1,7 @@
 """A client of python-socketio's 5.3 line, as a program.
 
-It is given the URL, the transport, and how many updates to wait for. It says `ready` once it was greeted, and then each update, as JSON lines.
+It is given the URL, the transport, and how many updates to wait for. It says `ready` once it was
+greeted, and then each update, as JSON lines.
 """
 
 import json
