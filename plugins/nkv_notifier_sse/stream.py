@@ -4,7 +4,6 @@ Bytes are made when the transport asks for them, which it does once it has sent 
 reader that is slow, or does not read at all, holds a cursor of the hub and a piece of bounded size.
 """
 
-from collections import deque
 from typing import Final, Self
 
 import anyio
@@ -41,7 +40,7 @@ class EventStream:
         self._watcher = watcher
         self._hub = hub
         self._heartbeat = heartbeat  #: seconds
-        self._items: deque[Item] = deque()
+        self._items: list[Item] = []  # a deque, empty, would be a third of all that is here
         #: Where to go on behind what was told; while nothing is left over the watcher knows better.
         self._place = watcher.token
         self._told: Token | None = None  #: the place that the client was told of last
@@ -81,7 +80,7 @@ class EventStream:
                 self._items.extend(self._watcher.take(_TAKE))
                 if not self._items:
                     break
-            item = self._items.popleft()
+            item = self._items.pop(0)
             frames.append(frame(item, self._hub))
             size += len(frames[-1])
             self._place = item.token

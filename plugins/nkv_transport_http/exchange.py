@@ -24,6 +24,11 @@ Application = Callable[[Scope, Receive, Send], Awaitable[None]]
 #: In a message that starts a response: all of its body follows at once, in one message.
 BODY_FOLLOWS: Final = "nkv.body_follows"
 
+#: What the application sends to have `call` called, which must not wait, once the client has gone.
+#: It is taken, and then `taken` is set in it, where nothing of the request is left to be received.
+#: Whoever receives finds out as well, but takes a task for it, which costs 5 KB.
+WHEN_GONE: Final = "nkv.when_gone"
+
 #: How much of a body may wait for the application before the client is slowed down.
 _BUFFERED: Final = 128 * 1024
 
@@ -45,13 +50,15 @@ class Exchange:
         "_scope",
         "_send_to",
         "_started",
+        "_when_gone",
     )
 
     def __init__(self, connection: Connection, scope: Scope, send_to: Send) -> None:
         self._connection = connection
         self._scope = scope
         self._send_to = send_to
-        self._messages: deque[Message] = deque()
+        #: None while there are none: most of the time, and a deque has 700 bytes.
+        self._messages: deque[Message] | None = None
         self._buffered = 0
         self._arrived: anyio.Event | None = None
         self._room: anyio.Event | None = None
@@ -61,6 +68,7 @@ class Exchange:
         self._started = False
         self._complete = False
         self._done = False
+        self._when_gone: Callable[[], None] | None = None
 
     async def run(self, app: Application) -> None:
         """Call the application, and leave the connection in order whatever it did."""
@@ -70,7 +78,8 @@ class Exchange:
             self._connection.shared.log.exception("answering a request failed")
         finally:
             self._done = True
-            self._messages.clear()
+            self._when_gone = None
+            self._messages = None
             if self._room is not None:
                 self._room.set()
             with CancelScope(shield=True):
@@ -93,11 +102,15 @@ class Exchange:
         """Take what came from the client. Returns late where too much of it is waiting already."""
         if self._done:
             return
+        if self._messages is None:
+            self._messages = deque()
         self._messages.append(message)
         if self._arrived is not None:
             self._arrived.set()
         if message["type"].endswith(".disconnect"):
             self._gone = True
+            if self._when_gone is not None:
+                self._when_gone()
             return
         if message["type"] == "http.request" and not message["more_body"]:
             self._body_ended = True
@@ -122,6 +135,8 @@ class Exchange:
                 continue
             self._gone = True
         message = self._messages.popleft()
+        if not self._messages:
+            self._messages = None
         self._buffered -= _size(message)
         if self._room is not None:
             self._room.set()
@@ -130,6 +145,13 @@ class Exchange:
     async def send(self, message: Message) -> None:
         """Send one message of the response. Once the client has gone it goes nowhere."""
         kind = message["type"]
+        if kind == WHEN_GONE:
+            message["taken"] = self._body_ended
+            if self._body_ended:
+                self._when_gone = message["call"]
+                if self._gone:
+                    self._when_gone()
+            return
         if kind == "http.response.start":
             self._started = True
             if BODY_FOLLOWS in message:

@@ -10,7 +10,7 @@ from anyio import CancelScope
 from nkv_core.contracts.handlers import Request, Stream
 from nkv_core.errors import ClientGone
 
-from .exchange import Receive, Send
+from .exchange import WHEN_GONE, Receive, Send
 from .replies import raw_headers
 
 #: How long an iterator may take to close.
@@ -82,10 +82,14 @@ class StreamReply:
                 await self._piece(
                     b""
                 )  # the header goes out now, however long the first piece takes
-                async with anyio.create_task_group() as tasks:
-                    tasks.start_soon(self._until_gone, tasks.cancel_scope)
-                    await self._pump()
-                    tasks.cancel_scope.cancel()
+                with CancelScope() as pumping:
+                    if await self._is_told_of_end(pumping):
+                        await self._pump()
+                    else:
+                        async with anyio.create_task_group() as tasks:
+                            tasks.start_soon(self._until_gone, pumping)
+                            await self._pump()
+                            tasks.cancel_scope.cancel()
                 if self._gone:
                     raise ClientGone
         finally:
@@ -111,6 +115,17 @@ class StreamReply:
 
     async def _piece(self, body: bytes) -> None:
         await self._send({"type": "http.response.body", "body": body, "more_body": True})
+
+    async def _is_told_of_end(self, pumping: CancelScope) -> bool:
+        """Whether pumping is cancelled, without a task that waits for it, once the client goes."""
+
+        def gone() -> None:
+            self._gone = True
+            pumping.cancel()
+
+        message = {"type": WHEN_GONE, "call": gone, "taken": False}
+        await self._send(message)
+        return bool(message["taken"])
 
     async def _until_gone(self, pumping: CancelScope) -> None:
         while (await self._receive())["type"] != "http.disconnect":

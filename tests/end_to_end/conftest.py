@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -131,3 +132,34 @@ def nkv(tmp_path, clean_env):
         )
 
     return run
+
+
+@pytest.fixture
+def browse(tmp_path):
+    """Open pages in browsers without a window, that are closed at the end."""
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        pytest.skip("chromium is not installed")
+    browsers = []
+
+    def open_page(url):
+        folder = tmp_path / f"browser-{len(browsers)}"
+        folder.mkdir()
+        command = [chromium, "--headless=new", "--disable-gpu", "--disable-dev-shm-usage"]
+        command += ["--no-first-run", "--no-default-browser-check", "--disable-extensions"]
+        command += ["--disable-background-networking", "--disable-component-update"]
+        command += [f"--user-data-dir={folder}", "--remote-debugging-port=0"]
+        if os.geteuid() == 0:  # whose browsers have no sandbox
+            command.append("--no-sandbox")
+        with (folder / "log").open("wb") as log:
+            # In a group of its own: it has children, which are to end with it.
+            browser = subprocess.Popen(
+                [*command, url], stdout=log, stderr=log, cwd=folder, start_new_session=True
+            )
+        browsers.append(browser)
+        return browser
+
+    yield open_page
+    for browser in browsers:
+        os.killpg(browser.pid, signal.SIGKILL)
+        browser.wait()
