@@ -33,7 +33,7 @@ from nkv_core.plugin_host.modules import Modules
 from nkv_core.plugin_host.offers import checked_transport, converted, managed
 from nkv_core.plugin_host.registry import Hooks, Implementation
 from nkv_core.plugin_host.scope import ANY_ERROR, GRACE, Scope
-from nkv_core.plugin_host.source import Source, read_source
+from nkv_core.plugin_host.source import Source, check_pins, read_source
 from nkv_core.records import Change
 
 State = Literal[
@@ -92,6 +92,9 @@ class Generation:
         self._remaining = settings.setup_deadline
         self._step = "reading it"
         self._in_charge = False
+        self._context: PluginContext | None = None
+        self._probing: CancelScope | None = None
+        self.pin: str | None = None  #: the SHA-256 that its source must have
         self.undone: Final = Event()  #: nothing of it is left in the node
         self._serving = Event()  #: the transport accepts connections, or never will
         self._served = Event()  #: the transport has ended
@@ -131,6 +134,7 @@ class Generation:
         try:
             source: Source = await worker.run(self._read)
             self.sha256 = source.sha256
+            check_pins(source, self._limits.sha256.get(self.name), self.pin)
             self.state = "verified"
             self._modules = modules = Modules(source)
             self._step = "executing it"
@@ -218,6 +222,7 @@ class Generation:
             handlers=self._handlers,
             listen=self._listen,
         )
+        self._context = context
         for hook in self.hooks.all("nkv_setup"):
             self._step = "nkv_setup"
             await scope.stack.enter_async_context(managed(self.name, hook(ctx=context)))
@@ -274,6 +279,48 @@ class Generation:
         self._handlers.live(self._services.dispatcher)
         self.follow_changes()
         self._announce()
+
+    def pause(self) -> None:
+        """Note that another generation is in charge, for now at least."""
+        self._in_charge = False
+        if self._feed is not None:
+            self._feed.finish()
+
+    def resume(self) -> None:
+        """Note that it is in charge again, after a pause."""
+        self._in_charge = True
+        self._feed = None
+        self.follow_changes()
+
+    async def probe(self) -> None:
+        """Have its `nkv_probe` find out whether it works, now that it is in charge.
+
+        Raises `PluginSetupFailed`, also where it fails by itself meanwhile.
+        """
+        hook = self.hooks.one("nkv_probe")
+        if hook is None:
+            return
+        self._step = "nkv_probe"
+        error: NkvError | None = None
+        limit = self._limits.probe_deadline
+        asked: Any = None
+        try:
+            with anyio.move_on_after(limit) as self._probing:
+                asked = hook(ctx=self._context)
+                if hasattr(asked, "__await__"):
+                    await asked
+        except ANY_ERROR as raised:
+            error = blame.in_setup(raised, self.candidate, self._step)
+        else:
+            if self._probing.cancelled_caught and self.error is None:
+                error = PluginSetupFailed(f"{self.name}: nkv_probe took longer than {limit:g} s.")
+        finally:
+            self._probing = None
+            asked = hook = None  # whoever keeps the error keeps this frame
+        self.error = self.error or error
+        if self.error is not None:
+            self.state = "failed"
+            raise self.error
 
     def follow_changes(self) -> None:
         """Tell its listeners of changes from now on, if the keyspace is open yet."""
@@ -349,7 +396,7 @@ class Generation:
     def forget(self) -> None:
         """Let go of everything of the plugin's, so that only others can still hold it."""
         self.hooks = Hooks({})
-        self.settings = self.transport = self._feed = self._modules = None
+        self.settings = self.transport = self._feed = self._modules = self._context = None
         self._handlers = HandlerCollector(self.owner, lambda _: None)
 
     def undo(self) -> None:
@@ -375,7 +422,10 @@ class Generation:
             self.error = error
             if self.state == "active":
                 self.state = "failed"
-                self._tell_failed(self)
+                if self._probing is not None:
+                    self._probing.cancel()  # whoever probes it sees to the rest
+                else:
+                    self._tell_failed(self)
                 return
             self._scope.end()
         else:

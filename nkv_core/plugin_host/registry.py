@@ -65,7 +65,7 @@ KINDS: Final = {
 #: May be implemented once in a plugin: there is one answer.
 _SINGLE: Final = ("nkv_settings", "nkv_storage", "nkv_transport")
 #: May be async: these are awaited; what `nkv_setup` returns is looked at when it is called.
-_ASYNC: Final = frozenset({*EVENTS, "nkv_setup"})
+_ASYNC: Final = frozenset({*EVENTS, "nkv_setup", "nkv_probe"})
 
 
 class Implementation(msgspec.Struct, frozen=True, eq=False):
