@@ -1,7 +1,7 @@
 """The local keyspace: the records of one node, over a storage that the node owns."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from pathlib import Path
 from time import monotonic
@@ -27,23 +27,24 @@ from nkv_core.contracts.keyspace import (
     Put,
     Tail,
     Touch,
+    Transaction,
     Written,
 )
 from nkv_core.contracts.settings import KeyspaceSettings
 from nkv_core.contracts.storage import Storage
 from nkv_core.errors import BadRequest, DeadlineExceeded, Stopping
 from nkv_core.keys import EVERYTHING, Pattern
-from nkv_core.keyspace.book import Book
-from nkv_core.keyspace.checking import Checker, size_of
-from nkv_core.keyspace.committer import Committer
+from nkv_core.keyspace.checking import WRITE_BYTES, Checker, size_of
 from nkv_core.keyspace.draft import Draft
 from nkv_core.keyspace.figures import measurements_of, status_of
 from nkv_core.keyspace.opening import open_book
+from nkv_core.keyspace.parts import Parts
 from nkv_core.keyspace.plans import apply_foreign, carry_out, carry_out_all
-from nkv_core.keyspace.reading import Reader, Steps
+from nkv_core.keyspace.reading import Steps
 from nkv_core.keyspace.state import PluginState
 from nkv_core.keyspace.upkeep import Upkeep
-from nkv_core.loop import Worker
+from nkv_core.keyspace.view import DraftView
+from nkv_core.loop import Pending, Worker
 from nkv_core.records import Record, Token, wall_clock
 
 log = logging.getLogger("nkv.keyspace")
@@ -52,26 +53,6 @@ T = TypeVar("T")
 
 _FOREIGN_BYTES: Final = 4 * 1024 * 1024  # of records of other nodes that are taken at once
 _FOREIGN_COUNT: Final = 1000
-
-
-class _Parts:
-    """What an open keyspace is made of."""
-
-    __slots__ = ("book", "committer", "reader", "reading", "upkeep", "writing")
-
-    def __init__(
-        self,
-        book: Book,
-        settings: KeyspaceSettings,
-        writing: Worker | None,
-        reading: Worker | None,
-    ) -> None:
-        self.book: Final = book
-        self.writing: Final = writing
-        self.reading: Final = reading
-        self.reader: Final = Reader(book)
-        self.committer: Final = Committer(book, settings, writing)
-        self.upkeep: Final = Upkeep(self.committer, book, settings)
 
 
 class LocalKeyspace:
@@ -104,7 +85,7 @@ class LocalKeyspace:
         self._copy_to: Final = copy_to
         self._checker: Final = Checker(settings)
         self._check_key: Final = self._checker.key
-        self._open: _Parts | None = None
+        self._open: Parts | None = None
         self._get: Callable[[str, bytes], Record | None] | None = None  # only where it reads inline
 
     # --- its life -----------------------------------------------------------------------------
@@ -138,7 +119,7 @@ class LocalKeyspace:
             if reading is not None:
                 reading.close()
             raise
-        self._open = _Parts(book, self._settings, writing, reading)
+        self._open = Parts(book, self._settings, writing, reading)
         self._get = None if reading is not None else self._open.reader.get
 
     async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
@@ -171,7 +152,7 @@ class LocalKeyspace:
             if worker is not None:
                 worker.close()
 
-    def _parts(self) -> _Parts:
+    def _parts(self) -> Parts:
         if self._open is None:
             raise Stopping("The keyspace is not open.")
         return self._open
@@ -380,6 +361,36 @@ class LocalKeyspace:
         if part or not checked:
             taken += await self.write(partial(apply_foreign, part), size)
         return taken
+
+    # --- without waiting: `contracts.keyspace.Prompt` --------------------------------------------
+
+    def get_now(self, key: str) -> Record | Awaitable[Record | None] | None:
+        """The record of a key, or None; to be awaited where the storage reads in a thread."""
+        if self._get is not None:
+            return self._get(key, self._check_key(key))
+        return self.get(key)
+
+    def write_now(self, operation: Operation) -> Written | Pending[Written]:
+        """Carry out one operation; to be awaited where the storage writes in a thread."""
+        encoded = self._checker.operation(operation)
+        return self._parts().committer.begin(
+            partial(carry_out, encoded, operation),
+            size_of(encoded, operation),
+            None,
+            None if isinstance(operation, Clear) else encoded,
+        )
+
+    def transact_now(
+        self, transaction: Transaction[T], keys: Sequence[str], size: int = 0
+    ) -> T | Pending[T]:
+        """Carry out a transaction, in its place among all writes: it never has to be repeated."""
+        checker = self._checker
+        return self._parts().committer.begin(
+            lambda draft: transaction(DraftView(draft, checker)),
+            size + WRITE_BYTES * max(len(keys), 1),
+            None,
+            checker.key(keys[0]) if len(keys) == 1 else None,
+        )
 
     async def _one(self, operation: Operation, options: Options) -> Written:
         encoded = self._checker.operation(operation)

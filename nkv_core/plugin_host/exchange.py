@@ -8,7 +8,7 @@ in one step again, if it does not.
 
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import msgspec
 from anyio import CancelScope
@@ -24,7 +24,14 @@ from nkv_core.records import wall_clock
 Sections = Callable[[str], Mapping[str, Any]]
 Given = Mapping[str, Any] | None
 Prepare = Callable[[Generation, Given], Awaitable[None]]
-Retire = Callable[[Generation, int], Departure]
+
+
+class Retire(Protocol):
+    """Has a generation go that is out of charge."""
+
+    def __call__(self, generation: Generation, loaded_at: int, *, goodbye: bool) -> Departure:
+        """`goodbye`: nobody takes its place."""
+
 
 log = logging.getLogger("nkv.plugins")
 
@@ -107,11 +114,11 @@ class Exchange:
             await self._prepare(prepare)
             await self._switch()
             await self._probe(retire)
-        except Exception as error:
+        except BaseException as error:
             for arrival in self._arrivals:
                 if not arrival.is_new:
                     arrival.before.show_lines()
-                    if arrival in self.culprits:
+                    if arrival in self.culprits and isinstance(error, Exception):
                         arrival.slot.failure = f"its replacement failed: {error}"
             raise
         finally:
@@ -121,7 +128,7 @@ class Exchange:
             self._settle(arrival, retire)
         for slot in self._leaving:
             if slot.departure is None:
-                retire(slot.generation, slot.loaded_at)
+                retire(slot.generation, slot.loaded_at, goodbye=True)
 
     def failed_meanwhile(self) -> list[Generation]:
         """Those that were put back, and had failed by themselves by then."""
@@ -166,7 +173,7 @@ class Exchange:
         except BaseException:
             self._switch_back()
             for arrival in self._arrivals:  # they finish what they have begun
-                retire(arrival.generation, arrival.since)
+                retire(arrival.generation, arrival.since, goodbye=arrival.is_new)
             raise
 
     def _switch_back(self) -> None:
@@ -187,7 +194,7 @@ class Exchange:
         slot.given, slot.loaded_at, slot.failure = arrival.given, wall_clock(), None
         slot.departure = None
         if old is not None:
-            retire(old, arrival.since)
+            retire(old, arrival.since, goodbye=False)
         log.info("%s is loaded, generation %d.", generation.name, generation.number)
         self._dispatcher.emit(PluginLoaded(generation.name, generation.number))
 

@@ -175,7 +175,9 @@ async def test_a_replacement_cancelled_while_it_is_probed_is_taken_back(serving,
         assert it.residue() == before
 
 
-async def test_one_that_fails_while_its_successor_is_probed_is_told_when_it_is_back(serving, write):
+async def test_one_that_fails_while_its_successor_is_probed_is_told_when_it_is_back(
+    serving, write, caplog
+):
     source = """
         import anyio
         from nkv_core import hookimpl
