@@ -178,6 +178,10 @@ class Dispatcher:
         """Run async listeners that nobody waits for, and the watchdog, until cancelled."""
         await self._bus.run(task_status.started)
 
+    def renew(self, auth: Auth) -> None:
+        """Have requests that come from now on identified by other tokens."""
+        self._auth = auth
+
     def emit(self, event: Any) -> None:
         """Tell of an event of the node's own. Never raises; async listeners run later."""
         ears = self._snapshot.ears.others.get(type(event))

@@ -1,8 +1,9 @@
 """`nkv serve`: settings and signals around a node."""
 
+import logging
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,8 +18,11 @@ from nkv_core.config import DEFAULT_CONFIG, Settings, load_settings, parse_assig
 from nkv_core.errors import NkvError, SettingsError, StartError
 
 if TYPE_CHECKING:
+    from anyio.abc import TaskStatus
+
     from nkv_core.node import Node
 
+_log: Final = logging.getLogger("nkv.node")
 _SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -47,6 +51,7 @@ _SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
     multiple=True,
     help="Give any setting a value.",
 )
+@click.option("--dev", is_flag=True, help="Replace plugins given as files whenever they are saved.")
 @click.option("--insecure", is_flag=True, help="Allow listeners beyond loopback without tokens.")
 def serve(
     *,
@@ -58,27 +63,34 @@ def serve(
     plugins: tuple[str, ...],
     join: tuple[str, ...],
     assignments: tuple[str, ...],
+    dev: bool,
     insecure: bool,
 ) -> None:
     """Run a node until it is told to stop (SIGTERM, Ctrl-C; a second one ends it at once).
 
-    Flags beat the environment (NKV_SECTION__KEY), and that beats the settings file.
+    Flags beat the environment (NKV_SECTION__KEY), and that beats the settings file. SIGHUP has the
+    settings read again, as `nkv reload` does.
     """
     given = {
         "transport.http.host": host,
         "transport.http.port": port,
         "node.data_dir": data_dir,
         "node.insecure": insecure or None,
+        "plugins.watch": dev or None,
         "storage.name": storage,
         "mesh.full.join": list(join) or None,
     }
     flags: dict[str, Any] = dict(map(parse_assignment, assignments))
     flags.update((name, value) for name, value in given.items() if value is not None)
-    settings = _with_plugins(
-        load_settings(config=config_file(config), environ=os.environ, flags=flags), plugins
-    )
+
+    def read() -> Settings:
+        return _with_plugins(
+            load_settings(config=config_file(config), environ=os.environ, flags=flags), plugins
+        )
+
+    settings = read()
     start_logging(settings.log)
-    _run(settings)
+    _run(settings, read)
 
 
 commands: Final[list[click.Command]] = [serve]
@@ -98,7 +110,7 @@ def _with_plugins(settings: Settings, specs: tuple[str, ...]) -> Settings:
     return msgspec.structs.replace(settings, plugins=plugins)
 
 
-def _run(settings: Settings) -> None:
+def _run(settings: Settings, read: Callable[[], Settings]) -> None:
     import anyio  # noqa: PLC0415  # the help needs none of this
 
     from nkv_core.node import Node  # noqa: PLC0415
@@ -112,7 +124,7 @@ def _run(settings: Settings) -> None:
         fast = backend == "asyncio" and find_spec("uvloop") is not None
         anyio.run(
             _serve,
-            Node(settings),
+            Node(settings, reread=read),
             backend=backend,
             backend_options={"use_uvloop": True} if fast else {},
         )
@@ -125,8 +137,24 @@ def _run(settings: Settings) -> None:
 async def _serve(node: "Node") -> None:
     import anyio  # noqa: PLC0415
 
-    with anyio.CancelScope() as scope, _stopped_by_signals(scope):
-        await node.run(started=_say_where)
+    async with anyio.create_task_group() as tasks:
+        with anyio.CancelScope() as scope, _stopped_by_signals(scope):
+            await tasks.start(_reload_by_signals, node)
+            await node.run(started=_say_where)
+        tasks.cancel_scope.cancel()
+
+
+async def _reload_by_signals(node: "Node", *, task_status: "TaskStatus[None]") -> None:
+    """Read the settings again at each SIGHUP, until cancelled."""
+    import anyio  # noqa: PLC0415
+
+    with anyio.open_signal_receiver(signal.SIGHUP) as signals:
+        task_status.started()
+        async for _ in signals:
+            try:
+                await node.reload_by_signal()
+            except NkvError as error:
+                _log.error("The settings were not read again: %s", error)
 
 
 @contextmanager

@@ -8,7 +8,7 @@ A change is refused where its record cannot be written: what nobody can see late
 import logging
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Final, Literal
 
@@ -24,22 +24,8 @@ _MAX_DETAIL: Final = 2_000  #: characters
 
 log = logging.getLogger("nkv.plugins")
 
-#: How an attempt came: over the admin socket, by a signal, from the plugin folder, at the start, or
-#: from the program that the node is embedded in.
-Origin = Literal["admin", "signal", "folder", "start", "program"]
-
-
-class Actor(msgspec.Struct, frozen=True):
-    """Who asks for something: a process and its user, and how it was asked for."""
-
-    origin: Origin
-    uid: int
-    pid: int
-
-    @classmethod
-    def node(cls, origin: Origin) -> "Actor":
-        """The node's own process."""
-        return cls(origin, os.geteuid(), os.getpid())
+#: How an attempt came: over the admin socket, by a signal, or from the plugin folder.
+Origin = Literal["admin", "signal", "folder"]
 
 
 class Attempt(msgspec.Struct):
@@ -67,16 +53,22 @@ class Audit:
 
     @contextmanager
     def attempt(
-        self, actor: Actor, verb: str, *, plugin: str | None = None, spec: str | None = None
+        self,
+        origin: Origin,
+        uid: int,
+        pid: int,
+        verb: str,
+        *,
+        plugin: str | None = None,
+        spec: str | None = None,
     ) -> Iterator[Attempt]:
-        """While within, the attempt is carried out; at the end it is recorded with its outcome.
+        """While within, the attempt of a process of this user is carried out; at the end it is
+        recorded with its outcome.
 
         Raises `StorageFull` before anything is done where a record cannot be written.
         """
         self._make_room()
-        attempt = Attempt(
-            format_time(wall_clock()), actor.origin, actor.uid, actor.pid, verb, plugin, spec
-        )
+        attempt = Attempt(format_time(wall_clock()), origin, uid, pid, verb, plugin, spec)
         try:
             yield attempt
         except NkvError as error:
@@ -88,10 +80,16 @@ class Audit:
         finally:
             self._write(attempt)
 
-    def refused(self, actor: Actor, verb: str, error: NkvError) -> None:
+    def by_node(
+        self, origin: Origin, verb: str, *, spec: str | None = None
+    ) -> AbstractContextManager[Attempt]:
+        """As `attempt`, of the node's own process."""
+        return self.attempt(origin, os.geteuid(), os.getpid(), verb, spec=spec)
+
+    def refused(self, origin: Origin, uid: int, pid: int, error: NkvError) -> None:
         """Record an attempt that was refused before anybody looked at what it wants."""
         try:
-            with self.attempt(actor, verb):
+            with self.attempt(origin, uid, pid, "connect"):
                 raise error
         except NkvError as raised:
             if raised is not error:

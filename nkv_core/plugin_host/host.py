@@ -5,7 +5,7 @@ ready nothing is changed, and then all is in one synchronous step.
 """
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,6 @@ from nkv_core.errors import (
     PluginInvalid,
     PluginNotFound,
     PluginSetupFailed,
-    SettingsError,
     StaleGeneration,
     StartError,
 )
@@ -40,6 +39,7 @@ from nkv_core.plugin_host.exchange import Arrival, Changes, Exchange, Given, Sec
 from nkv_core.plugin_host.info import PluginInfo, info_of
 from nkv_core.plugin_host.leaks import Collector
 from nkv_core.plugin_host.lifecycle import Generation
+from nkv_core.plugin_host.offering import offered, storage_offered
 from nkv_core.plugin_host.offers import merged
 
 log = logging.getLogger("nkv.plugins")
@@ -179,6 +179,16 @@ class PluginHost:
                 raise
             return [self._info(arrival.slot) for arrival in arrivals]
 
+    def check(self, names: Sequence[str], sections: Sections) -> None:
+        """Raise `SettingsError` or `PluginError` where plugins that are loaded could not have the
+        settings that `sections` has.
+        """
+        for name in names:
+            slot = self._slot(name)
+            section = section_of(name)
+            given = sections(section)
+            slot.generation.convert(section, merged(given, slot.given) if slot.given else given)
+
     async def unload_all(self, *, held: bool = False) -> None:
         """Unload everything because the node stops: transports first, then the latest first, what
         is held only where `held`. Nothing can be loaded any more. Raises nothing but cancellation.
@@ -220,6 +230,11 @@ class PluginHost:
         ]
         return infos
 
+    @property
+    def folders(self) -> tuple[str, ...]:
+        """The folders that a plugin given as a path must lie in, if any are set."""
+        return self._settings.folders
+
     def available(self) -> list[str]:
         """The names of the plugins that are installed, loaded or not."""
         return discovery.available()
@@ -229,44 +244,7 @@ class PluginHost:
 
         Raises `PluginNotFound`, and `PluginInvalid` where two offer it.
         """
-        offers: dict[str, Storage] = {}
-        asked = []
-        for plugin, slot in self._slots.items():
-            hook = slot.generation.hooks.one("nkv_storage")
-            if hook is None or slot.generation.state != "active":
-                continue
-            asked.append(plugin)
-            settings, error = self._storage_settings(slot.generation, name)
-            offered = slot.generation.ask(hook, name=name, settings=settings)
-            if offered is not None:
-                if error is not None:
-                    raise error
-                offers[plugin] = offered
-        if not offers:
-            raise PluginNotFound(
-                f"No loaded plugin offers a storage called {name}."
-                f" Asked were: {', '.join(asked) or 'none'}."
-            )
-        _only_offer(f"storage {name}", offers)
-        ((plugin, storage),) = offers.items()
-        return storage, plugin
-
-    def _storage_settings(
-        self, generation: Generation, name: str
-    ) -> tuple[Any, SettingsError | None]:
-        """The section `storage.NAME` for a plugin that may or may not know that name.
-
-        A plugin that is called as its storage has that section anyway. One with more in it than a
-        storage has its own, which it gets where the other is empty.
-        """
-        section = f"storage.{name}"
-        given = self._sections(section)
-        if section_of(generation.name).startswith("storage.") or not given:
-            return generation.settings, None
-        try:
-            return generation.convert(section, given), None
-        except SettingsError as error:
-            return generation.settings, error
+        return storage_offered(self._slots.values(), self._sections, name)
 
     @property
     def mesh(self) -> Mesh | None:
@@ -274,17 +252,7 @@ class PluginHost:
         return self._services.mesh
 
     def _offered(self, hook: str, name: str, asking: str) -> Any:
-        """What other plugins than `asking` offer under a name.
-
-        Raises `PluginNotFound`, and `PluginInvalid` where two do.
-        """
-        offers = {
-            plugin: offer
-            for plugin, slot in self._slots.items()
-            if plugin != asking and slot.generation.state == "active"
-            if (offer := slot.generation.offer(hook, name)) is not None
-        }
-        return _only_offer(f"{hook.removeprefix('nkv_')} called {name}", offers)
+        return offered(self._slots.values(), hook, name, asking)
 
     # --- one generation in, one out ---------------------------------------------------------------
 
@@ -449,18 +417,6 @@ class PluginHost:
             failure=slot.failure,
             in_use=self._held.get(slot.generation.name),
         )
-
-
-def _only_offer(what: str, offers: Mapping[str, Any]) -> Any:
-    """The one among the offers of plugins. Raises `PluginNotFound` or `PluginInvalid`."""
-    if not offers:
-        raise PluginNotFound(f"No loaded plugin offers a {what}.")
-    if len(offers) > 1:
-        raise PluginInvalid(
-            f"The {what} is offered twice, by {' and by '.join(offers)}: unload one."
-        )
-    (offer,) = offers.values()
-    return offer
 
 
 async def _all_over(departures: list[Departure]) -> None:
