@@ -26,7 +26,7 @@ from nkv_core.contracts.settings import PluginSettings
 from nkv_core.contracts.storage import Storage
 from nkv_core.data_dir import DataDir
 from nkv_core.dispatch import Dispatcher
-from nkv_core.errors import NotSupportedHere, PluginNotFound, SettingsError
+from nkv_core.errors import NkvError, NotSupportedHere, PluginNotFound, SettingsError
 from nkv_core.events import Connect, Disconnect, PluginLoaded, PluginUnloaded
 from nkv_core.keyspace import LocalKeyspace, WatchHub
 from nkv_core.keyspace.backup import answer_backup
@@ -337,10 +337,10 @@ class Node:
             log.warning("%s has changed, and is as before until the node is started again.", name)
         return made
 
-    async def reload_by_signal(self) -> Plan:
-        """As `reload`, because of a signal; `StorageFull` where it cannot be recorded."""
-        with self._audit.by_node("signal", "reload"):
-            return await self.reload()
+    def reload_soon(self) -> None:
+        """Have the settings read again, because of a signal. How it went is in the log."""
+        if self._ready:
+            self._tasks.start_soon(self._reload_by_signal)
 
     # --- within -----------------------------------------------------------------------------------
 
@@ -353,6 +353,13 @@ class Node:
                 self.local, call.params, call.progress, node_id=self.node_id
             ),
         }
+
+    async def _reload_by_signal(self) -> None:
+        try:
+            with self._audit.by_node("signal", "reload"):
+                await self.reload()
+        except (NkvError, OSError) as error:
+            log.error("The settings were not read again: %s", error)
 
     def _labels(self) -> dict[str, str]:
         return {"version": VERSION, "name": self.name, "storage": self.settings.storage}

@@ -1,6 +1,5 @@
 """`nkv serve`: settings and signals around a node."""
 
-import logging
 import os
 import signal
 from collections.abc import Callable, Iterator
@@ -18,11 +17,8 @@ from nkv_core.config import DEFAULT_CONFIG, Settings, load_settings, parse_assig
 from nkv_core.errors import NkvError, SettingsError, StartError
 
 if TYPE_CHECKING:
-    from anyio.abc import TaskStatus
-
     from nkv_core.node import Node
 
-_log: Final = logging.getLogger("nkv.node")
 _SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -137,30 +133,15 @@ def _run(settings: Settings, read: Callable[[], Settings]) -> None:
 async def _serve(node: "Node") -> None:
     import anyio  # noqa: PLC0415
 
-    async with anyio.create_task_group() as tasks:
-        with anyio.CancelScope() as scope, _stopped_by_signals(scope):
-            await tasks.start(_reload_by_signals, node)
-            await node.run(started=_say_where)
-        tasks.cancel_scope.cancel()
-
-
-async def _reload_by_signals(node: "Node", *, task_status: "TaskStatus[None]") -> None:
-    """Read the settings again at each SIGHUP, until cancelled."""
-    import anyio  # noqa: PLC0415
-
-    with anyio.open_signal_receiver(signal.SIGHUP) as signals:
-        task_status.started()
-        async for _ in signals:
-            try:
-                await node.reload_by_signal()
-            except NkvError as error:
-                _log.error("The settings were not read again: %s", error)
+    with anyio.CancelScope() as scope, _stopped_by_signals(scope, node):
+        await node.run(started=_say_where)
 
 
 @contextmanager
-def _stopped_by_signals(scope: Any) -> Iterator[None]:
+def _stopped_by_signals(scope: Any, node: "Node") -> Iterator[None]:
     """Cancel the scope at the first signal. The second has its usual effect: the process ends, even
-    where a plugin blocks the event loop. What was acknowledged is on the disk then.
+    where a plugin blocks the event loop. What was acknowledged is on the disk then. At SIGHUP, have
+    the settings read again.
     """
     from nkv_core.loop import threadsafe_caller  # noqa: PLC0415
 
@@ -171,7 +152,11 @@ def _stopped_by_signals(scope: Any) -> Iterator[None]:
             signal.signal(number, signal.SIG_DFL)
         call(scope.cancel)
 
+    def hang_up(*_: object) -> None:
+        call(node.reload_soon)
+
     before = {number: signal.signal(number, stop) for number in _SIGNALS}
+    before[signal.SIGHUP] = signal.signal(signal.SIGHUP, hang_up)
     try:
         yield
     finally:

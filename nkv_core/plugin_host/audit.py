@@ -21,6 +21,7 @@ from nkv_core.times import format_time
 FILE: Final = "audit.jsonl"
 MAX_BYTES: Final = 4 * 1024 * 1024  #: of each of the two files
 _MAX_DETAIL: Final = 2_000  #: characters
+_FLAGS: Final = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
 
 log = logging.getLogger("nkv.plugins")
 
@@ -97,9 +98,12 @@ class Audit:
 
     def _make_room(self) -> None:
         try:
-            with self._path.open("ab") as file:
-                if file.tell() < self._max_bytes:
+            handle = os.open(self._path, _FLAGS, 0o600)
+            try:
+                if os.fstat(handle).st_size < self._max_bytes:
                     return
+            finally:
+                os.close(handle)
             self._path.replace(self._path.with_suffix(".1.jsonl"))
         except OSError as error:
             raise StorageFull(
@@ -109,9 +113,8 @@ class Audit:
 
     def _write(self, attempt: Attempt) -> None:
         line = msgspec.json.encode(attempt) + b"\n"
-        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
         try:
-            handle = os.open(self._path, flags, 0o600)
+            handle = os.open(self._path, _FLAGS, 0o600)
             try:
                 os.write(handle, line)
             finally:

@@ -14,6 +14,7 @@ from typing import Any, Final
 import anyio
 from anyio import Event, to_thread
 
+from nkv_core.data_dir import PLUGIN_FOLDER
 from nkv_core.errors import NkvError, SettingsError
 from nkv_core.events import PluginLoaded, PluginUnloaded
 from nkv_core.plugin_host import discovery
@@ -22,7 +23,6 @@ from nkv_core.plugin_host.host import PluginHost
 from nkv_core.plugin_host.info import PluginInfo
 from nkv_core.plugin_host.source import read_source
 
-FOLDER: Final = "plugins.d"
 #: Milliseconds for the writes of one save to come together.
 _TOGETHER: Final = 100
 #: Milliseconds after which it looks even though nothing woke it.
@@ -34,7 +34,7 @@ log = logging.getLogger("nkv.plugins")
 def folder_of(setting: str | None, data_dir: Path) -> Path:
     """The plugin folder. Raises `SettingsError` where one is named that is not there."""
     if setting is None:
-        return (data_dir / FOLDER).absolute()
+        return (data_dir / PLUGIN_FOLDER).absolute()
     folder = Path(setting).expanduser().absolute()
     if not folder.is_dir():
         raise SettingsError(f"plugins.directory: there is no folder {folder}.")
