@@ -333,6 +333,8 @@ def _leaf(name: str, given: Given, into: Any) -> Any:
             return None
         if any(get_origin(kind) in _LISTS for kind in kinds):
             value = _list(value)
+        elif any(get_origin(kind) in (dict, *_MAPPINGS) for kind in kinds):
+            value = _parsed(value, dict)
     try:
         value = msgspec.convert(value, into, strict=not given.text)
     except msgspec.ValidationError as error:
@@ -349,13 +351,19 @@ _MAPPINGS: Final = (get_origin(Mapping[str, Any]), MappingProxyType)
 def _list(text: str) -> list[Any]:
     """A list from a text: a TOML array, or items between commas."""
     if text.lstrip().startswith("["):
-        try:
-            parsed = tomllib.loads(f"value = {text}")
-        except tomllib.TOMLDecodeError:
-            pass
-        else:
-            return list(parsed["value"])
+        parsed = _parsed(text, list)
+        if parsed is not text:
+            return list(parsed)
     return [item.strip() for item in text.split(",") if item.strip()]
+
+
+def _parsed(text: str, kind: type) -> Any:
+    """A text as the TOML value that it is; the text itself where it is none of that kind."""
+    try:
+        value = tomllib.loads(f"value = {text}").get("value")
+    except tomllib.TOMLDecodeError:
+        return text
+    return value if isinstance(value, kind) else text
 
 
 def _alternatives(kind: Any) -> list[Any]:

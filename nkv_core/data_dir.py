@@ -37,6 +37,8 @@ STEPS: Final[Mapping[int, Step]] = MappingProxyType({})
 _MAX_IDENTITY: Final = 64 * 1024  #: bytes; ours has less than a hundred
 #: What a file system puts into its topmost folder, and what a first start may leave behind.
 _HARMLESS: Final = frozenset({"lost+found", LOCK, f"{IDENTITY}.new"})
+#: The folder of plugins, which may be filled before the node is started for the first time.
+PLUGIN_FOLDER: Final = "plugins.d"
 
 _log = logging.getLogger("nkv.data_dir")
 
@@ -154,7 +156,7 @@ def _check_or_create(folder: Path, format_number: int) -> None:
         return
     except NotADirectoryError:
         raise DataDirError(f"{folder} is not a folder.") from None
-    foreign = sorted(names - _HARMLESS)
+    foreign = sorted(names - _HARMLESS - {PLUGIN_FOLDER})
     if IDENTITY in names:
         _read_identity(folder, format_number)
     elif MARKER not in names and foreign:

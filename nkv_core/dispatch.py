@@ -10,7 +10,7 @@ import logging
 import math
 import sys
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Collection, Coroutine
 from typing import Any, Final, NamedTuple
 
 import anyio
@@ -98,17 +98,31 @@ class Dispatcher:
 
         Raises `RouteTaken` or `PluginInvalid`, and then has changed nothing.
         """
-        registrations = {o: r for o, r in self._registrations.items() if o is not leave}
-        ears = {owner: of_owner for owner, of_owner in self._ears.items() if owner is not leave}
-        if enter is not None:
-            registrations[enter.owner] = enter
-            ears[enter.owner] = ears_of(enter.listeners)
+        self.exchange(
+            leave=() if leave is None else (leave,), enter=() if enter is None else (enter,)
+        )
+
+    def exchange(
+        self, *, leave: Collection[Owner], enter: Collection[Registration]
+    ) -> list[Registration]:
+        """Take out some generations and put in others, in one synchronous step. Returns what those
+        that are out had registered by then, so that they can be put in again.
+
+        Raises `RouteTaken` or `PluginInvalid`, and then has changed nothing.
+        """
+        left = [self._registrations[owner] for owner in leave if owner in self._registrations]
+        registrations = {o: r for o, r in self._registrations.items() if o not in leave}
+        ears = {owner: of_owner for owner, of_owner in self._ears.items() if owner not in leave}
+        entering = {each.owner: ears_of(each.listeners) for each in enter}
+        registrations.update((each.owner, each) for each in enter)
+        ears.update(entering)
         routes = Routes(r for registration in registrations.values() for r in registration.routes)
-        if enter is not None:
-            for ear in ears[enter.owner]:
-                enter.owner.when_closed(ear.shut)
+        for owner, of_owner in entering.items():
+            for ear in of_owner:
+                owner.when_closed(ear.shut)
         self._registrations, self._ears = registrations, ears
         self._listeners_changed(routes)
+        return left
 
     def add_route(self, route: Route) -> None:
         """Add to what a live generation has registered. Raises `RouteTaken`, `PluginInvalid`, and
@@ -163,6 +177,10 @@ class Dispatcher:
     async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
         """Run async listeners that nobody waits for, and the watchdog, until cancelled."""
         await self._bus.run(task_status.started)
+
+    def renew(self, auth: Auth) -> None:
+        """Have requests that come from now on identified by other tokens."""
+        self._auth = auth
 
     def emit(self, event: Any) -> None:
         """Tell of an event of the node's own. Never raises; async listeners run later."""

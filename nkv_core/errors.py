@@ -330,6 +330,13 @@ class PluginExists(PluginError):
     code = "plugin_exists"
 
 
+class StaleGeneration(PluginError):
+    """The plugin is of another generation than was said: somebody else has replaced it."""
+
+    code = "stale_generation"
+    status = 412
+
+
 class RouteTaken(PluginError):
     """Another plugin has registered a handler for this path and method."""
 

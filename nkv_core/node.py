@@ -6,6 +6,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any, Final, ParamSpec, Self, TypeVar
 
 import anyio
@@ -13,7 +14,7 @@ import msgspec
 from anyio.abc import TaskGroup
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 
-from nkv_core.admin import mesh_verbs, plugin_verbs, serve_admin, verbs
+from nkv_core.admin import Changes, mesh_verbs, plugin_verbs, reload_verbs, serve_admin, verbs
 from nkv_core.auth import Auth
 from nkv_core.bus import Conduct, Listener
 from nkv_core.config import STORAGE_PREFIX, Settings, section_of
@@ -25,13 +26,17 @@ from nkv_core.contracts.settings import PluginSettings
 from nkv_core.contracts.storage import Storage
 from nkv_core.data_dir import DataDir
 from nkv_core.dispatch import Dispatcher
-from nkv_core.errors import PluginNotFound, SettingsError
-from nkv_core.events import Connect, Disconnect
+from nkv_core.errors import NkvError, NotSupportedHere, PluginNotFound, SettingsError
+from nkv_core.events import Connect, Disconnect, PluginLoaded, PluginUnloaded
 from nkv_core.keyspace import LocalKeyspace, WatchHub
 from nkv_core.keyspace.backup import answer_backup
 from nkv_core.plugin_host import PluginHost
+from nkv_core.plugin_host.audit import Audit
 from nkv_core.plugin_host.changes import ChangeFeed
+from nkv_core.plugin_host.exchange import Changes as PluginChanges
+from nkv_core.plugin_host.folder import FolderWatch, folder_of, specs_in
 from nkv_core.records import Change
+from nkv_core.reload import Plan, in_force, plan
 
 VERSION: Final = version("nkv-core")
 #: What is loaded without being asked for, besides the storage; `plugins.disable` takes from it.
@@ -59,8 +64,16 @@ class Node:
     hub: WatchHub
     plugins: PluginHost
 
-    def __init__(self, settings: Settings | None = None) -> None:
-        self.settings: Final = settings or Settings()
+    def __init__(
+        self,
+        settings: Settings | None = None,
+        *,
+        reread: Callable[[], Settings] | None = None,
+    ) -> None:
+        """`reread` gives the settings as they are now, for `reload`; it may block for a moment."""
+        self.settings = settings or Settings()
+        self._reread = reread
+        self._reloading = anyio.Lock()
         self.name: Final = self.settings.node.name or platform.node()
         self.node_id = 0
         self._addresses: dict[tuple[str, str, int], str] = {}
@@ -68,6 +81,7 @@ class Node:
         self._begun = time.monotonic()
         self._dispatcher: Dispatcher
         self._tasks: TaskGroup
+        self._audit: Audit
         self._scope: Any = None
 
     # --- life -------------------------------------------------------------------------------------
@@ -129,8 +143,15 @@ class Node:
                 try:
                     await self._tasks.start(self.plugins.run)
                     await self._open_keyspace(data)
-                    await self._load_plugins()
-                    await self._tasks.start(serve_admin, data.admin_socket, verbs(self._verbs()))
+                    self._audit = audit = Audit(data.path)
+                    await self._load_plugins(data, audit)
+                    changes = Changes(audit, settings.plugins.max_changes_per_minute)
+                    await self._tasks.start(
+                        serve_admin,
+                        data.admin_socket,
+                        verbs(self._verbs(changes)),
+                        changes.refused,
+                    )
                     self._ready = True
                     yield
                 finally:
@@ -175,17 +196,27 @@ class Node:
             f" {', '.join(usual)}, and what plugins given with --plugin offer."
         )
 
-    async def _load_plugins(self) -> None:
+    async def _load_plugins(self, data: DataDir, audit: Audit) -> None:
         """Load what is asked for, then the default set: all handlers stand before it listens."""
         settings = self.settings.plugins
+        folder = folder_of(settings.directory, data.path)
         loaded = {info.spec for info in self.plugins.plugins()}
         for spec in dict.fromkeys(settings.load):
             if spec not in loaded:
+                await self.plugins.load(spec)
+        if not settings.watch:
+            for spec in specs_in(folder):
                 await self.plugins.load(spec)
         names = {info.name for info in self.plugins.plugins()}
         wanted = [name for name in DEFAULT_PLUGINS if name not in {*names, *settings.disable}]
         sections = {section_of(name) for name in {*names, *self.plugins.available()}}
         self.settings.check_sections(sections | {f"storage.{self.settings.storage}"})
+        if settings.watch:
+            watch = FolderWatch(self.plugins, folder, audit)
+            await watch.look()
+            for event in (PluginLoaded, PluginUnloaded):
+                self._dispatcher.on(event, watch.note)
+            self._tasks.start_soon(watch.run)
         for name in wanted:
             await self.plugins.load(name)
 
@@ -261,16 +292,74 @@ class Node:
         self._tasks.start_soon(feed.run)
         return feed.close
 
+    async def reload(self, settings: Settings | None = None, *, dry_run: bool = False) -> Plan:
+        """Take over other settings, or those that `reread` gives, as far as this needs no new
+        start, and read the file of tokens again. Returns what was done, or would be.
+
+        Raises as the start of a node does, and then has changed nothing. Streams that are open keep
+        the rights that they began with.
+        """
+        if settings is None:
+            if self._reread is None:
+                raise NotSupportedHere("This node was given its settings by a program.")
+            settings = await anyio.to_thread.run_sync(self._reread)
+        async with self._reloading:
+            before = self.settings
+            infos = self.plugins.plugins()
+            made = plan(before, settings, infos, DEFAULT_PLUGINS)
+            known = {section_of(name) for name in self.plugins.available()}
+            settings.check_sections(
+                known
+                | {info.section for info in infos}
+                | {f"storage.{settings.storage}"}
+                | {section_of(Path(spec).stem) for spec in settings.plugins.load}
+            )
+            tokens = before.auth.tokens
+            auth = None if tokens is None else Auth.load(tokens)
+            if dry_run:
+                self.plugins.check(made.replace, settings.section)
+                return made
+            await self.plugins.change(
+                PluginChanges(
+                    settings=_within(settings.plugins, before.node.stop_deadline),
+                    sections=settings.section,
+                    load=made.load,
+                    replace=made.replace,
+                    unload=made.unload,
+                )
+            )
+            if auth is not None:
+                self._dispatcher.renew(auth)
+            self.settings = in_force(before, settings)
+        if made:
+            log.info("The settings were read again.")
+        for name in made.restart:
+            log.warning("%s has changed, and is as before until the node is started again.", name)
+        return made
+
+    def reload_soon(self) -> None:
+        """Have the settings read again, because of a signal. How it went is in the log."""
+        if self._ready:
+            self._tasks.start_soon(self._reload_by_signal)
+
     # --- within -----------------------------------------------------------------------------------
 
-    def _verbs(self) -> dict[str, Any]:
+    def _verbs(self, changes: Changes) -> dict[str, Any]:
         return {
-            **plugin_verbs(self.plugins),
+            **plugin_verbs(self.plugins, changes),
+            **reload_verbs(self.reload, changes),
             **mesh_verbs(self.plugins),
             "backup": lambda call: answer_backup(
                 self.local, call.params, call.progress, node_id=self.node_id
             ),
         }
+
+    async def _reload_by_signal(self) -> None:
+        try:
+            with self._audit.by_node("signal", "reload"):
+                await self.reload()
+        except (NkvError, OSError) as error:
+            log.error("The settings were not read again: %s", error)
 
     def _labels(self) -> dict[str, str]:
         return {"version": VERSION, "name": self.name, "storage": self.settings.storage}

@@ -39,22 +39,40 @@ class _Request(msgspec.Struct):
 _decode_request: Final = msgspec.json.Decoder(_Request).decode
 
 
+class Caller(msgspec.Struct, frozen=True):
+    """The process at the other end, as the kernel names it."""
+
+    pid: int
+    uid: int
+
+    def __str__(self) -> str:
+        return f"process {self.pid} of user {self.uid}"
+
+
 class Call:
     """What a verb is called with."""
 
-    __slots__ = ("_progress", "params", "verb")
+    __slots__ = ("_progress", "caller", "params", "verb")
 
     def __init__(
-        self, verb: str, params: dict[str, Any], progress: Callable[[Any], Awaitable[None]]
+        self,
+        verb: str,
+        params: dict[str, Any],
+        caller: Caller,
+        progress: Callable[[Any], Awaitable[None]],
     ) -> None:
         self.verb: Final = verb
         self.params: Final = params
+        self.caller: Final = caller
         self._progress = progress
 
     async def progress(self, value: Any) -> None:
         """Tell the one who asked how far it is; nothing happens where they have gone."""
         await self._progress(value)
 
+
+#: Is told who was turned away, and why.
+Refused = Callable[[Caller, NkvError], None]
 
 #: Answers a call with something that JSON can hold. An `NkvError` goes to the one who asked.
 Verb = Callable[[Call], Awaitable[Any]]
@@ -75,30 +93,37 @@ def verbs(table: Mapping[str, Verb]) -> Verb:
 
 
 async def serve_admin(
-    path: Path, handle: Verb, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED
+    path: Path,
+    handle: Verb,
+    refused: Refused | None = None,
+    *,
+    task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serve the socket until cancelled; then it is removed.
 
-    A verb that is under way when its client goes is finished. Raises `DataDirError` where the
-    socket cannot be made, `AddressInUse` where a node serves it.
+    `refused` is told of whoever is turned away. A verb that is under way when its client goes is
+    finished. Raises `DataDirError` where the socket cannot be made, `AddressInUse` where a node
+    serves it.
     """
     listener, made = listen(path, MAX_CONNECTIONS)
     with listener:
         try:
             async with anyio.create_task_group() as tasks:
                 task_status.started()
-                await _accept(listener, handle, tasks)
+                await _accept(listener, handle, refused, tasks)
         finally:
             remove(path, made)
 
 
-async def _accept(listener: socket.socket, handle: Verb, tasks: TaskGroup) -> None:
+async def _accept(
+    listener: socket.socket, handle: Verb, refused: Refused | None, tasks: TaskGroup
+) -> None:
     slots = anyio.Semaphore(MAX_CONNECTIONS)
 
     async def serve(connection: socket.socket) -> None:
         with connection:
             try:
-                await _converse(_Peer(connection), handle)
+                await _converse(_Peer(connection), handle, refused)
             finally:
                 slots.release()
 
@@ -126,10 +151,8 @@ class _Peer:
         self._buffer = bytearray()
         self._gone = False
         packed = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-        self.pid, self.uid, _ = _CREDENTIALS.unpack(packed)
-
-    def __str__(self) -> str:
-        return f"process {self.pid} of user {self.uid}"
+        pid, uid, _ = _CREDENTIALS.unpack(packed)
+        self.caller: Final = Caller(pid, uid)
 
     async def line(self) -> bytes | None:
         """The next line, or None once there is none: a part of one is no line.
@@ -179,17 +202,20 @@ class _Peer:
                         continue
         except TimeoutError:
             self._gone = True
-            _log.warning("%s does not read: it gets no answer", self)
+            _log.warning("%s does not read: it gets no answer", self.caller)
         except OSError:
             self._gone = True
-            _log.info("%s went before the answer", self)
+            _log.info("%s went before the answer", self.caller)
 
 
-async def _converse(peer: _Peer, handle: Verb) -> None:
+async def _converse(peer: _Peer, handle: Verb, refused: Refused | None) -> None:
     try:
-        if peer.uid not in (0, os.geteuid()):
-            _log.warning("refused %s", peer)
-            raise Forbidden("Only the node's own user and root may do this.")
+        if peer.caller.uid not in (0, os.geteuid()):
+            _log.warning("refused %s", peer.caller)
+            error = Forbidden("Only the node's own user and root may do this.")
+            if refused is not None:
+                refused(peer.caller, error)
+            raise error
         while (line := await peer.line()) is not None:
             await _answer(peer, line, handle)
     except NkvError as error:
@@ -207,7 +233,7 @@ async def _answer(peer: _Peer, line: bytes, handle: Verb) -> None:
         async def progress(value: Any) -> None:
             await peer.send(msgspec.json.encode({"id": request.id, "progress": value}))
 
-        result = await handle(Call(request.verb, request.params, progress))
+        result = await handle(Call(request.verb, request.params, peer.caller, progress))
         answer = msgspec.json.encode({"id": request.id, "result": result})
         outcome = "done"
     except NkvError as error:
@@ -217,7 +243,7 @@ async def _answer(peer: _Peer, line: bytes, handle: Verb) -> None:
         _log.exception("%s failed", request.verb)
         answer = msgspec.json.encode({"id": request.id, "error": _fields(NkvError(_FAILED))})
         outcome = "failed"
-    _log.info("%s by %s: %s", request.verb or "a malformed request", peer, outcome)
+    _log.info("%s by %s: %s", request.verb or "a malformed request", peer.caller, outcome)
     await peer.send(answer)
 
 

@@ -2,7 +2,7 @@
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -47,6 +47,7 @@ _SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
     multiple=True,
     help="Give any setting a value.",
 )
+@click.option("--dev", is_flag=True, help="Replace plugins given as files whenever they are saved.")
 @click.option("--insecure", is_flag=True, help="Allow listeners beyond loopback without tokens.")
 def serve(
     *,
@@ -58,27 +59,34 @@ def serve(
     plugins: tuple[str, ...],
     join: tuple[str, ...],
     assignments: tuple[str, ...],
+    dev: bool,
     insecure: bool,
 ) -> None:
     """Run a node until it is told to stop (SIGTERM, Ctrl-C; a second one ends it at once).
 
-    Flags beat the environment (NKV_SECTION__KEY), and that beats the settings file.
+    Flags beat the environment (NKV_SECTION__KEY), and that beats the settings file. SIGHUP has the
+    settings read again, as `nkv reload` does.
     """
     given = {
         "transport.http.host": host,
         "transport.http.port": port,
         "node.data_dir": data_dir,
         "node.insecure": insecure or None,
+        "plugins.watch": dev or None,
         "storage.name": storage,
         "mesh.full.join": list(join) or None,
     }
     flags: dict[str, Any] = dict(map(parse_assignment, assignments))
     flags.update((name, value) for name, value in given.items() if value is not None)
-    settings = _with_plugins(
-        load_settings(config=config_file(config), environ=os.environ, flags=flags), plugins
-    )
+
+    def read() -> Settings:
+        return _with_plugins(
+            load_settings(config=config_file(config), environ=os.environ, flags=flags), plugins
+        )
+
+    settings = read()
     start_logging(settings.log)
-    _run(settings)
+    _run(settings, read)
 
 
 commands: Final[list[click.Command]] = [serve]
@@ -98,7 +106,7 @@ def _with_plugins(settings: Settings, specs: tuple[str, ...]) -> Settings:
     return msgspec.structs.replace(settings, plugins=plugins)
 
 
-def _run(settings: Settings) -> None:
+def _run(settings: Settings, read: Callable[[], Settings]) -> None:
     import anyio  # noqa: PLC0415  # the help needs none of this
 
     from nkv_core.node import Node  # noqa: PLC0415
@@ -112,7 +120,7 @@ def _run(settings: Settings) -> None:
         fast = backend == "asyncio" and find_spec("uvloop") is not None
         anyio.run(
             _serve,
-            Node(settings),
+            Node(settings, reread=read),
             backend=backend,
             backend_options={"use_uvloop": True} if fast else {},
         )
@@ -125,14 +133,15 @@ def _run(settings: Settings) -> None:
 async def _serve(node: "Node") -> None:
     import anyio  # noqa: PLC0415
 
-    with anyio.CancelScope() as scope, _stopped_by_signals(scope):
+    with anyio.CancelScope() as scope, _stopped_by_signals(scope, node):
         await node.run(started=_say_where)
 
 
 @contextmanager
-def _stopped_by_signals(scope: Any) -> Iterator[None]:
+def _stopped_by_signals(scope: Any, node: "Node") -> Iterator[None]:
     """Cancel the scope at the first signal. The second has its usual effect: the process ends, even
-    where a plugin blocks the event loop. What was acknowledged is on the disk then.
+    where a plugin blocks the event loop. What was acknowledged is on the disk then. At SIGHUP, have
+    the settings read again.
     """
     from nkv_core.loop import threadsafe_caller  # noqa: PLC0415
 
@@ -143,7 +152,11 @@ def _stopped_by_signals(scope: Any) -> Iterator[None]:
             signal.signal(number, signal.SIG_DFL)
         call(scope.cancel)
 
+    def hang_up(*_: object) -> None:
+        call(node.reload_soon)
+
     before = {number: signal.signal(number, stop) for number in _SIGNALS}
+    before[signal.SIGHUP] = signal.signal(signal.SIGHUP, hang_up)
     try:
         yield
     finally:

@@ -217,3 +217,13 @@ class LifecycleHooks:
 
         :param ctx: the scope of this generation of the plugin.
         """
+
+    @hookspec
+    async def nkv_probe(self, ctx: Context) -> None:
+        """Find out whether the plugin works, now that it is in charge; raise where it does not.
+
+        Then the generation before it, which was kept whole until now, is put back in charge. It has
+        `plugins.probe_deadline` seconds. What can be found out before is for `nkv_setup`.
+
+        :param ctx: the scope of this generation of the plugin.
+        """

@@ -12,6 +12,7 @@ from nkv_core.keys import MAX_KEY_BYTES
 Text = Annotated[str, msgspec.Meta(min_length=1)]
 Seconds = Annotated[float, msgspec.Meta(gt=0)]
 Count = Annotated[int, msgspec.Meta(gt=0)]
+Sha256 = Annotated[str, msgspec.Meta(pattern="^[0-9a-fA-F]{64}$")]
 
 
 class NodeSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -66,7 +67,12 @@ class PluginSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     load: tuple[str, ...] = ()  #: SPECs, on top of the default set
     disable: tuple[str, ...] = ()  #: names, taken from the default set
     folders: tuple[str, ...] = ()  #: where given, a path as SPEC must lie in one of these
+    sha256: dict[str, Sha256] = {}  #: by plugin's name: what its source must have
+    directory: str | None = None  #: whose plugins are loaded; in the data directory where None
+    watch: bool = False  #: replace plugins given as paths when their files change
+    max_changes_per_minute: Count = 120  #: loads, replacements and the like that are asked for
     setup_deadline: Seconds = 10.0
+    probe_deadline: Seconds = 2.0
     drain_deadline: Seconds = 2.0  #: of handlers and notifiers
     transport_drain_deadline: Seconds = 10.0  #: of transports and meshes
     close_deadline: Seconds = 5.0

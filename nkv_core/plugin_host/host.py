@@ -5,9 +5,9 @@ ready nothing is changed, and then all is in one synchronous step.
 """
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import anyio
 from anyio import CancelScope, Event, to_thread
@@ -26,33 +26,23 @@ from nkv_core.errors import (
     PluginInvalid,
     PluginNotFound,
     PluginSetupFailed,
-    SettingsError,
+    StaleGeneration,
     StartError,
 )
-from nkv_core.events import PluginFailed, PluginLoaded, PluginUnloaded
+from nkv_core.events import PluginFailed, PluginUnloaded
 from nkv_core.plugin_host import discovery
+from nkv_core.plugin_host.audit import Attempt
 from nkv_core.plugin_host.broker import Broker
 from nkv_core.plugin_host.context import Services, StatefulKeyspace
 from nkv_core.plugin_host.departures import Departure
+from nkv_core.plugin_host.exchange import Arrival, Changes, Exchange, Given, Sections, Slot
 from nkv_core.plugin_host.info import PluginInfo, info_of
 from nkv_core.plugin_host.leaks import Collector
 from nkv_core.plugin_host.lifecycle import Generation
+from nkv_core.plugin_host.offering import offered, storage_offered
 from nkv_core.plugin_host.offers import merged
-from nkv_core.records import wall_clock
 
 log = logging.getLogger("nkv.plugins")
-
-
-class Slot:
-    """One loaded plugin: what stays the same while its generations come and go."""
-
-    def __init__(self, generation: Generation, order: int, given: Mapping[str, Any] | None) -> None:
-        self.generation = generation
-        self.order: Final = order  #: the place of its listeners among all
-        self.given = given  #: settings that came with it, over those of its section
-        self.loaded_at = wall_clock()
-        self.failure: str | None = None
-        self.departure: Departure | None = None  #: where its generation has failed by itself
 
 
 class PluginHost:
@@ -62,7 +52,7 @@ class PluginHost:
         self,
         *,
         settings: PluginSettings,
-        sections: Callable[[str], Mapping[str, Any]],
+        sections: Sections,
         dispatcher: Dispatcher,
         data_dir: Path,
         node: NodeView,
@@ -109,67 +99,95 @@ class PluginHost:
 
     # --- load, replace, unload --------------------------------------------------------------------
 
-    async def load(self, spec: str, settings: Mapping[str, Any] | None = None) -> PluginInfo:
+    async def load(
+        self,
+        spec: str,
+        settings: Given = None,
+        *,
+        sha256: str | None = None,
+        attempt: Attempt | None = None,
+    ) -> PluginInfo:
         """Load a plugin. `settings` go over those of its section, for its replacements too.
+
+        `sha256` is what its source must have. What comes to light is noted in `attempt`.
 
         Raises `PluginError`, `SettingsError` or `StartError`, and then has changed nothing.
         """
         async with self._lock:
-            candidate = await self._find(spec)
-            if candidate.name in self._slots:
-                raise PluginExists(
-                    f"{candidate.name} is loaded: nkv plugins replace {candidate.name} {spec}"
-                )
-            generation = self._generation(candidate)
-            await self._prepare(generation, settings)
-            self._orders += 1
-            slot = Slot(generation, self._orders, settings)
-            await self._take_over(slot, generation)
-            self._slots[candidate.name] = slot
-            return self._info(slot)
+            arrival = await self._arrival(spec, settings, attempt)
+            arrival.generation.pin = sha256
+            await self._exchange([arrival])
+            return self._info(arrival.slot)
 
     async def replace(
-        self, name: str, spec: str | None = None, settings: Mapping[str, Any] | None = None
+        self,
+        name: str,
+        spec: str | None = None,
+        settings: Given = None,
+        *,
+        sha256: str | None = None,
+        if_generation: int | None = None,
+        attempt: Attempt | None = None,
     ) -> PluginInfo:
         """Put a new generation in the place of a plugin, from its old SPEC or another one.
 
         The source is read anew. Returns once the new generation serves; the old one drains. Raises
-        as `load`, and `PluginNotFound`; then the old one serves on.
+        as `load`, `PluginNotFound`, and `StaleGeneration` where it is not `if_generation` that is
+        loaded; then the old one serves on.
         """
         async with self._lock:
-            slot = self._slot(name)
-            self._refuse_held(name)
-            candidate = await self._find(spec or slot.generation.candidate.spec)
-            if candidate.name != name:
-                raise PluginInvalid(
-                    f"{candidate.spec} is the plugin {candidate.name}; it cannot replace {name}."
-                )
-            old, since = slot.generation, slot.loaded_at
-            generation = self._generation(candidate, old.undone)
-            given = slot.given if settings is None else settings
-            try:
-                await self._prepare(generation, given)
-                await self._take_over(slot, generation, leave=old)
-            except Exception as error:
-                slot.failure = f"its replacement failed: {error}"
-                old.show_lines()
-                raise
-            slot.given, slot.loaded_at, slot.failure = given, wall_clock(), None
-            if slot.departure is None:  # else it has gone already
-                self._retire(old, since, goodbye=False)
-            slot.departure = None
-            return self._info(slot)
+            self._slot(name, if_generation)
+            arrival = await self._successor(name, spec, settings, attempt)
+            arrival.generation.pin = sha256
+            await self._exchange([arrival])
+            return self._info(arrival.slot)
 
-    async def unload(self, name: str) -> None:
+    async def unload(
+        self, name: str, *, if_generation: int | None = None, attempt: Attempt | None = None
+    ) -> None:
         """Take a plugin out; returns once it is closed, or found to have leaked.
 
-        Raises `PluginNotFound`, and `PluginInUse` while the node depends on it.
+        Raises `PluginNotFound`, `StaleGeneration`, and `PluginInUse` while the node depends on it.
         """
         async with self._lock:
-            slot = self._slot(name)
+            slot = self._slot(name, if_generation)
             self._refuse_held(name)
+            if attempt is not None:
+                attempt.generation = slot.generation.number
+                attempt.sha256 = slot.generation.sha256
             departure = self._take_out(slot)
         await departure.over.wait()
+
+    async def change(self, changes: Changes) -> list[PluginInfo]:
+        """Load, replace and unload several plugins and change the settings of all, in one step.
+
+        Raises as `load`, `replace` and `unload`, and then has changed nothing. What is unloaded
+        drains when this returns.
+        """
+        async with self._lock:
+            before = self._settings, self._sections
+            self._settings, self._sections = changes.settings, changes.sections
+            try:
+                leaving = [self._slot(name) for name in changes.unload]
+                for name in (*changes.unload, *changes.replace):
+                    self._refuse_held(name)
+                arrivals = [await self._successor(name) for name in changes.replace]
+                arrivals += [await self._arrival(spec) for spec in changes.load]
+                await self._exchange(arrivals, leaving)
+            except BaseException:
+                self._settings, self._sections = before
+                raise
+            return [self._info(arrival.slot) for arrival in arrivals]
+
+    def check(self, names: Sequence[str], sections: Sections) -> None:
+        """Raise `SettingsError` or `PluginError` where plugins that are loaded could not have the
+        settings that `sections` has.
+        """
+        for name in names:
+            slot = self._slot(name)
+            section = section_of(name)
+            given = sections(section)
+            slot.generation.convert(section, merged(given, slot.given) if slot.given else given)
 
     async def unload_all(self, *, held: bool = False) -> None:
         """Unload everything because the node stops: transports first, then the latest first, what
@@ -212,6 +230,11 @@ class PluginHost:
         ]
         return infos
 
+    @property
+    def folders(self) -> tuple[str, ...]:
+        """The folders that a plugin given as a path must lie in, if any are set."""
+        return self._settings.folders
+
     def available(self) -> list[str]:
         """The names of the plugins that are installed, loaded or not."""
         return discovery.available()
@@ -221,44 +244,7 @@ class PluginHost:
 
         Raises `PluginNotFound`, and `PluginInvalid` where two offer it.
         """
-        offers: dict[str, Storage] = {}
-        asked = []
-        for plugin, slot in self._slots.items():
-            hook = slot.generation.hooks.one("nkv_storage")
-            if hook is None or slot.generation.state != "active":
-                continue
-            asked.append(plugin)
-            settings, error = self._storage_settings(slot.generation, name)
-            offered = slot.generation.ask(hook, name=name, settings=settings)
-            if offered is not None:
-                if error is not None:
-                    raise error
-                offers[plugin] = offered
-        if not offers:
-            raise PluginNotFound(
-                f"No loaded plugin offers a storage called {name}."
-                f" Asked were: {', '.join(asked) or 'none'}."
-            )
-        _only_offer(f"storage {name}", offers)
-        ((plugin, storage),) = offers.items()
-        return storage, plugin
-
-    def _storage_settings(
-        self, generation: Generation, name: str
-    ) -> tuple[Any, SettingsError | None]:
-        """The section `storage.NAME` for a plugin that may or may not know that name.
-
-        A plugin that is called as its storage has that section anyway. One with more in it than a
-        storage has its own, which it gets where the other is empty.
-        """
-        section = f"storage.{name}"
-        given = self._sections(section)
-        if section_of(generation.name).startswith("storage.") or not given:
-            return generation.settings, None
-        try:
-            return generation.convert(section, given), None
-        except SettingsError as error:
-            return generation.settings, error
+        return storage_offered(self._slots.values(), self._sections, name)
 
     @property
     def mesh(self) -> Mesh | None:
@@ -266,17 +252,7 @@ class PluginHost:
         return self._services.mesh
 
     def _offered(self, hook: str, name: str, asking: str) -> Any:
-        """What other plugins than `asking` offer under a name.
-
-        Raises `PluginNotFound`, and `PluginInvalid` where two do.
-        """
-        offers = {
-            plugin: offer
-            for plugin, slot in self._slots.items()
-            if plugin != asking and slot.generation.state == "active"
-            if (offer := slot.generation.offer(hook, name)) is not None
-        }
-        return _only_offer(f"{hook.removeprefix('nkv_')} called {name}", offers)
+        return offered(self._slots.values(), hook, name, asking)
 
     # --- one generation in, one out ---------------------------------------------------------------
 
@@ -287,6 +263,40 @@ class PluginHost:
         raise PluginSetupFailed(
             f"Looking for {spec} took longer than {self._settings.setup_deadline:g} s."
         )
+
+    async def _arrival(
+        self, spec: str, settings: Given = None, attempt: Attempt | None = None
+    ) -> Arrival:
+        """A plugin that is to be loaded. Raises `PluginExists`, and as `discovery.find`."""
+        candidate = await self._find(spec)
+        if attempt is not None:
+            attempt.plugin = candidate.name
+        if candidate.name in self._slots:
+            raise PluginExists(
+                f"{candidate.name} is loaded: nkv plugins replace {candidate.name} {spec}"
+            )
+        generation = self._generation(candidate)
+        self._orders += 1
+        slot = Slot(generation, self._orders, settings)
+        return Arrival(slot, generation, settings, attempt)
+
+    async def _successor(
+        self,
+        name: str,
+        spec: str | None = None,
+        settings: Given = None,
+        attempt: Attempt | None = None,
+    ) -> Arrival:
+        """A generation that is to replace the one that is loaded."""
+        slot = self._slot(name)
+        self._refuse_held(name)
+        candidate = await self._find(spec or slot.generation.candidate.spec)
+        if candidate.name != name:
+            raise PluginInvalid(
+                f"{candidate.spec} is the plugin {candidate.name}; it cannot replace {name}."
+            )
+        given = slot.given if settings is None else settings
+        return Arrival(slot, self._generation(candidate, slot.generation.undone), given, attempt)
 
     def _generation(
         self, candidate: discovery.Candidate, predecessor: Event | None = None
@@ -302,50 +312,37 @@ class PluginHost:
             predecessor=predecessor,
         )
 
-    async def _prepare(self, generation: Generation, settings: Mapping[str, Any] | None) -> None:
+    async def _exchange(self, arrivals: Sequence[Arrival], leaving: Sequence[Slot] = ()) -> None:
+        """Put all that arrives in charge and take out what leaves, or change nothing."""
+        exchange = Exchange(self._dispatcher, self._slots, arrivals, leaving)
+        try:
+            await exchange.run(prepare=self._prepare, retire=self._retire)
+        except Exception as error:
+            for arrival in exchange.culprits:
+                self._announce_failure(arrival.generation, error)
+            for waited in exchange.failed_meanwhile():
+                self._failed(waited)
+            raise
+
+    async def _prepare(self, generation: Generation, settings: Given) -> None:
         """Bring a generation to where it could serve."""
         if self._tasks is None or self._stopping.is_set():
             raise StartError("The plugin host does not run, or is being stopped.")
+        given = self._sections(section_of(generation.name))
+        await generation.load(merged(given, settings) if settings else given)
         try:
-            given = self._sections(section_of(generation.name))
-            await generation.load(merged(given, settings) if settings else given)
-            try:
-                # Two generations at most: the one that is still draining ends now.
-                await self._hurry(generation.name)
-            except BaseException:
-                generation.undo()
-                raise
-            await generation.set_up(self._tasks)
-        except Exception as error:
-            self._announce_failure(generation, error)
+            # Two generations at most: the one that is still draining ends now.
+            await self._hurry(generation.name)
+        except BaseException:
+            generation.undo()
             raise
-
-    async def _take_over(
-        self, slot: Slot, generation: Generation, leave: Generation | None = None
-    ) -> None:
-        """Put a prepared generation in charge, in one step that gives way to no other task."""
-        try:
-            self._dispatcher.switch(
-                leave=None if leave is None else leave.owner,
-                enter=generation.registration(slot.order),
-            )
-        except Exception as error:
-            with CancelScope(shield=True):
-                await generation.discard()
-            self._announce_failure(generation, error)
-            raise
-        slot.generation = generation
-        generation.activate()
-        log.info("%s is loaded, generation %d.", generation.name, generation.number)
-        self._dispatcher.emit(PluginLoaded(generation.name, generation.number))
+        await generation.set_up(self._tasks)
 
     def _take_out(self, slot: Slot) -> Departure:
-        generation = slot.generation
-        del self._slots[generation.name]
-        if slot.departure is not None:
-            return slot.departure
-        self._dispatcher.switch(leave=generation.owner)
-        return self._retire(generation, slot.loaded_at)
+        del self._slots[slot.generation.name]
+        if slot.departure is None:
+            self._dispatcher.switch(leave=slot.generation.owner)
+        return slot.departure or self._retire(slot.generation, slot.loaded_at)
 
     def _retire(self, generation: Generation, loaded_at: int, *, goodbye: bool = True) -> Departure:
         assert self._tasks is not None  # noqa: S101  # it was loaded, so that we run
@@ -376,8 +373,10 @@ class PluginHost:
         One that the node depends on stays nevertheless, as far as it is still there.
         """
         log.error("%r has failed: %s", generation.owner, generation.error)
+        slot = self._slots.get(generation.name)
+        if slot is None or slot.generation is not generation:
+            return  # it waits for whether its successor works, and is seen to then
         if generation.name not in self._held:
-            slot = self._slots[generation.name]
             self._dispatcher.switch(leave=generation.owner)
             slot.departure = self._retire(generation, slot.loaded_at)
         if generation.error is not None:
@@ -394,11 +393,17 @@ class PluginHost:
                 return serving.transport.features
         return None
 
-    def _slot(self, name: str) -> Slot:
+    def _slot(self, name: str, if_generation: int | None = None) -> Slot:
         if name not in self._slots:
             loaded = ", ".join(self._slots) or "none"
             raise PluginNotFound(f"The plugin {name} is not loaded. Loaded are: {loaded}.")
-        return self._slots[name]
+        slot = self._slots[name]
+        number = slot.generation.number
+        if if_generation not in (None, number):
+            raise StaleGeneration(
+                f"{name} is of generation {number}, not {if_generation}: somebody has replaced it."
+            )
+        return slot
 
     def _refuse_held(self, name: str) -> None:
         if name in self._held:
@@ -412,18 +417,6 @@ class PluginHost:
             failure=slot.failure,
             in_use=self._held.get(slot.generation.name),
         )
-
-
-def _only_offer(what: str, offers: Mapping[str, Any]) -> Any:
-    """The one among the offers of plugins. Raises `PluginNotFound` or `PluginInvalid`."""
-    if not offers:
-        raise PluginNotFound(f"No loaded plugin offers a {what}.")
-    if len(offers) > 1:
-        raise PluginInvalid(
-            f"The {what} is offered twice, by {' and by '.join(offers)}: unload one."
-        )
-    (offer,) = offers.values()
-    return offer
 
 
 async def _all_over(departures: list[Departure]) -> None:

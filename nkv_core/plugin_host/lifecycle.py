@@ -7,8 +7,7 @@ and all: the scope that they stood on is gone.
 """
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from typing import Any, Final, Literal
 
 import anyio
@@ -16,26 +15,24 @@ from anyio import CancelScope, Event, current_time
 from anyio.abc import TaskGroup
 
 from nkv_core.config import section_of
-from nkv_core.contracts.context import Address, Guard, Listener
 from nkv_core.contracts.owner import Owner
 from nkv_core.contracts.settings import PluginSettings
 from nkv_core.dispatch import Registration
-from nkv_core.errors import NkvError, PluginSetupFailed, Unreachable
-from nkv_core.events import Connect, Disconnect
+from nkv_core.errors import NkvError, PluginSetupFailed
 from nkv_core.handlers import Features, HandlerCollector
 from nkv_core.loop import Worker
 from nkv_core.plugin_host import blame
-from nkv_core.plugin_host.broker import Held
 from nkv_core.plugin_host.changes import ChangeFeed
 from nkv_core.plugin_host.context import PluginContext, Services
 from nkv_core.plugin_host.discovery import Candidate
 from nkv_core.plugin_host.leaks import Witnesses, threads_in
 from nkv_core.plugin_host.modules import Modules
 from nkv_core.plugin_host.offers import converted, managed
+from nkv_core.plugin_host.places import Places
 from nkv_core.plugin_host.registry import Hooks, Implementation
 from nkv_core.plugin_host.scope import ANY_ERROR, GRACE, Scope
 from nkv_core.plugin_host.serving import Serving
-from nkv_core.plugin_host.source import Source, read_source
+from nkv_core.plugin_host.source import Source, check_pins, read_source
 from nkv_core.records import Change
 
 State = Literal[
@@ -82,8 +79,8 @@ class Generation:
             candidate.name, deadline=settings.transport_drain_deadline, failed=self._fail
         )
         self.kinds: tuple[str, ...] = ()
-        self._scheme = ""  #: of the addresses of one that listens and is no transport
         self._services = services
+        self._places = Places(self.owner, services, self.serving)
         self._limits = settings
         self._tell_failed = failed
         self._predecessor = predecessor
@@ -97,6 +94,9 @@ class Generation:
         self._remaining = settings.setup_deadline
         self._step = "reading it"
         self._in_charge = False
+        self._context: PluginContext | None = None
+        self._probing: CancelScope | None = None
+        self.pin: str | None = None  #: the SHA-256 that its source must have
         self.undone: Final = Event()  #: nothing of it is left in the node
         self._idle = Event()  #: nothing runs in its name any more
 
@@ -133,6 +133,7 @@ class Generation:
         try:
             source: Source = await worker.run(self._read)
             self.sha256 = source.sha256
+            check_pins(source, self._limits.sha256.get(self.name), self.pin)
             self.state = "verified"
             self._modules = modules = Modules(source)
             self._step = "executing it"
@@ -218,11 +219,12 @@ class Generation:
             tasks=scope.tasks,
             stack=scope.stack,
             handlers=self._handlers,
-            listen=self._listen,
-            reach=self._reach,
+            listen=self._places.listen,
+            reach=self._places.reach,
             predecessor=self._predecessor,
             offered=self._offered,
         )
+        self._context = context
         for hook in self.hooks.all("nkv_setup"):
             self._step = "nkv_setup"
             await scope.stack.enter_async_context(managed(self.name, hook(ctx=context)))
@@ -245,28 +247,6 @@ class Generation:
         own = self.offer(hook, name)
         return self._services.offered(hook, name, self.name) if own is None else own
 
-    async def _listen(self, address: Address, *, guard: Guard, scheme: str) -> Listener:
-        self._scheme = scheme
-        listener = await self._services.broker.listen(self.owner, address, guard)
-        if self.state == "active":
-            self._announce()
-        return listener
-
-    @contextmanager
-    def _reach(self, host: str, port: int) -> Iterator[None]:
-        place = self._services.broker.reach(self.owner, host, port)
-        if self.state == "active":
-            self._announce()
-        error: NkvError | None = None
-        try:
-            yield
-        except Exception as raised:
-            # One of ours: events may be kept, and what was raised holds the frames of the plugin.
-            error = Unreachable(f"{host}:{port}: {raised}")
-            raise
-        finally:
-            self._tell_closed(self._services.broker.release(self.owner, place), error)
-
     # --- in charge --------------------------------------------------------------------------------
 
     def registration(self, order: int) -> Registration:
@@ -286,7 +266,53 @@ class Generation:
         if self.serving.mesh is not None:
             self._services.enclose(self.serving.mesh, self.name)
         self.follow_changes()
-        self._announce()
+        self._places.announce()
+
+    def pause(self) -> None:
+        """Note that another generation is in charge, for now at least."""
+        self._in_charge = False
+        if self.serving.mesh is not None:
+            self._services.disclose(self.serving.mesh)
+        if self._feed is not None:
+            self._feed.finish()
+
+    def resume(self) -> None:
+        """Note that it is in charge again, after a pause."""
+        self._in_charge = True
+        self._feed = None
+        if self.serving.mesh is not None:
+            self._services.enclose(self.serving.mesh, self.name)
+        self.follow_changes()
+
+    async def probe(self) -> None:
+        """Have its `nkv_probe` find out whether it works, now that it is in charge.
+
+        Raises `PluginSetupFailed`, also where it fails by itself meanwhile.
+        """
+        hook = self.hooks.one("nkv_probe")
+        if hook is None:
+            return
+        self._step = "nkv_probe"
+        error: NkvError | None = None
+        limit = self._limits.probe_deadline
+        asked: Any = None
+        try:
+            with anyio.move_on_after(limit) as self._probing:
+                asked = hook(ctx=self._context)
+                if hasattr(asked, "__await__"):
+                    await asked
+        except ANY_ERROR as raised:
+            error = blame.in_setup(raised, self.candidate, self._step)
+        else:
+            if self._probing.cancelled_caught and self.error is None:
+                error = PluginSetupFailed(f"{self.name}: nkv_probe took longer than {limit:g} s.")
+        finally:
+            self._probing = None
+            asked = hook = None  # whoever keeps the error keeps this frame
+        self.error = self.error or error
+        if self.error is not None:
+            self.state = "failed"
+            raise self.error
 
     def follow_changes(self) -> None:
         """Tell its listeners of changes from now on, if the keyspace is open yet."""
@@ -295,21 +321,6 @@ class Generation:
         if told and hub is not None and self._feed is None and self.state == "active":
             self._feed = ChangeFeed(self.owner, told, hub)
             self._scope.tasks.start_soon(self._feed.run)
-
-    def _announce(self) -> None:
-        for held in self._services.broker.used_by(self.owner):
-            if not held.announced:
-                held.announced = True
-                transport = self.serving.transport
-                scheme = self._scheme if transport is None else transport.scheme
-                self._services.dispatcher.emit(Connect(*held.place, self.serving.listener, scheme))
-
-    def _tell_closed(self, closed: list[Held], error: BaseException | None) -> None:
-        for held in closed:
-            if held.announced:
-                self._services.dispatcher.emit(
-                    Disconnect(*held.place, self.serving.listener, error)
-                )
 
     def show_lines(self) -> None:
         """Have tracebacks show this generation's source again."""
@@ -375,7 +386,7 @@ class Generation:
     def forget(self) -> None:
         """Let go of everything of the plugin's, so that only others can still hold it."""
         self.hooks = Hooks({})
-        self.settings = self._feed = self._modules = None
+        self.settings = self._feed = self._modules = self._context = None
         self.serving.forget()
         self._handlers = HandlerCollector(self.owner, lambda _: None)
 
@@ -385,7 +396,7 @@ class Generation:
             return
         if self._in_charge:
             self._services.dispatcher.switch(leave=self.owner)
-        self._tell_closed(self._services.broker.release(self.owner), self.error)
+        self._places.release(self.error)
         if self._modules is not None:
             self._services.registry.unregister(self._modules.prefix)
             self._modules.remove()
@@ -399,7 +410,10 @@ class Generation:
             self.error = error
             if self.state == "active":
                 self.state = "failed"
-                self._tell_failed(self)
+                if self._probing is not None:
+                    self._probing.cancel()  # whoever probes it sees to the rest
+                else:
+                    self._tell_failed(self)
                 return
             self._scope.end()
         else:

@@ -81,7 +81,7 @@ _SINGLE: Final = (
     "nkv_discovery",
 )
 #: May be async: these are awaited; what `nkv_setup` returns is looked at when it is called.
-_ASYNC: Final = frozenset({*EVENTS, "nkv_setup"})
+_ASYNC: Final = frozenset({*EVENTS, "nkv_setup", "nkv_probe"})
 
 
 class Implementation(msgspec.Struct, frozen=True, eq=False):

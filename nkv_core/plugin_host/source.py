@@ -73,6 +73,16 @@ def read_source(candidate: Candidate, folders: tuple[str, ...] = ()) -> Source:
     return Source(candidate.name, files, listing.hexdigest())
 
 
+def check_pins(source: Source, *pins: str | None) -> None:
+    """Raise `UntrustedFile` where one of the `pins` is not the SHA-256 of what was read."""
+    for pin in pins:
+        if pin is not None and pin.lower() != source.sha256:
+            raise UntrustedFile(
+                f"{source.name}: its SHA-256 is {source.sha256}, and {pin} was asked for. Nothing"
+                " of it was executed."
+            )
+
+
 def _walk(candidate: Candidate, folder: Path, package: str) -> Iterator[SourceFile]:
     """The files of a package and of those in it. A folder without `__init__.py` is one as well."""
     checked = not candidate.installed
@@ -128,13 +138,33 @@ def _read(path: Path, *, checked: bool) -> bytes:
 
 
 def _check_folder(candidate: Candidate, folders: tuple[str, ...]) -> None:
-    if not folders:
-        return
+    """Raise `UntrustedFile` where the path lies in none of the folders, or others could put
+    something else in its place.
+    """
     real = candidate.path.resolve()
-    if not any(real.is_relative_to(Path(folder).expanduser().resolve()) for folder in folders):
+    if folders and not any(
+        real.is_relative_to(Path(folder).expanduser().resolve()) for folder in folders
+    ):
         raise UntrustedFile(
             f"{candidate.path} lies in none of the plugins.folders: {', '.join(folders)}."
         )
+    for folder in candidate.path.absolute().parents:
+        try:
+            info = folder.stat()
+        except OSError:
+            continue  # what cannot be reached is told when it is read
+        # In a folder such as /tmp, others can add files of their own, but not touch those of ours.
+        if _is_open_to_others(info) and not info.st_mode & stat.S_ISVTX:
+            raise UntrustedFile(
+                f"{folder} can be written by others, who could replace what lies in it:"
+                f" chmod go-w {folder}"
+            )
+
+
+def _is_open_to_others(info: os.stat_result) -> bool:
+    # A group that has its user's number is that user's alone, by custom.
+    of_group = bool(info.st_mode & stat.S_IWGRP) and info.st_gid != info.st_uid
+    return of_group or bool(info.st_mode & stat.S_IWOTH)
 
 
 def _check(path: Path, info: os.stat_result, right_kind: Callable[[int], bool]) -> None:
@@ -145,6 +175,5 @@ def _check(path: Path, info: os.stat_result, right_kind: Callable[[int], bool]) 
         raise UntrustedFile(
             f"{path} belongs to user {info.st_uid}: it must belong to the node's own or to root."
         )
-    # A group that has its user's number is that user's alone, by custom.
-    if info.st_mode & stat.S_IWOTH or (info.st_mode & stat.S_IWGRP and info.st_gid != info.st_uid):
+    if _is_open_to_others(info):
         raise UntrustedFile(f"{path} can be written by others: chmod go-w {path}")

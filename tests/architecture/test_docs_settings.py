@@ -28,7 +28,7 @@ PLUGINS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["entry
 ]
 
 ROW = re.compile(
-    r"^\| `([a-z_.]+)` \| ([^|]+) \| ([^|]+) \| `(NKV_[A-Z_]+)` \| ([^|]+) \|$", re.MULTILINE
+    r"^\| `([a-z0-9_.]+)` \| ([^|]+) \| ([^|]+) \| `(NKV_[A-Z0-9_]+)` \| ([^|]+) \|$", re.MULTILINE
 )
 PLAIN = {str: "text", int: "whole number", float: "number", bool: "true or false"}
 
@@ -51,6 +51,10 @@ def described(kind) -> str:
     if get_origin(base) is Literal:
         *others, last = (f"`{choice}`" for choice in get_args(base))
         return f"{', '.join(others)} or {last}"
+    if get_origin(base) is dict:
+        key, value = get_args(base)
+        assert key is str
+        return f"table of {PLAIN[get_args(value)[0]]}s"
     if get_origin(base) in (tuple, list):
         return f"list of {PLAIN[get_args(base)[0]]}s"
     return PLAIN[base]
@@ -90,7 +94,12 @@ def expected() -> dict[str, tuple[str, str, str]]:
     for section, struct in sections().items():
         for field in msgspec.structs.fields(struct):
             setting = f"{section}.{field.encode_name}"
-            default = "needed" if field.required else written(field.default)
+            made = (
+                field.default_factory()
+                if field.default is msgspec.NODEFAULT and not field.required
+                else field.default
+            )
+            default = "needed" if field.required else written(made)
             rows[setting] = (described(field.type), default, environment_name(setting))
     return rows
 
@@ -108,19 +117,19 @@ def test_every_setting_is_documented_as_it_is_and_no_other_is():
 def test_each_setting_stands_under_its_section():
     section = None
     for line in DOCUMENT.splitlines():
-        if heading := re.fullmatch(r"##+ `([a-z_.]+)`", line):
+        if heading := re.fullmatch(r"##+ `([a-z0-9_.]+)`", line):
             section = heading[1]
         elif row := ROW.fullmatch(line):
             assert row[1].rpartition(".")[0] == section, line
 
 
 def test_every_table_row_of_a_setting_was_understood():
-    loose = re.findall(r"^\| `[a-z_]+\.[a-z_.]+` \|", DOCUMENT, re.MULTILINE)
+    loose = re.findall(r"^\| `[a-z0-9_]+\.[a-z0-9_.]+` \|", DOCUMENT, re.MULTILINE)
     assert len(loose) == len(ROW.findall(DOCUMENT))
 
 
 def test_the_short_variables_are_documented():
-    rows = re.findall(r"^\| `([A-Z_]+)` \| `([a-z_.]+)` \|$", DOCUMENT, re.MULTILINE)
+    rows = re.findall(r"^\| `([A-Z_]+)` \| `([a-z0-9_.]+)` \|$", DOCUMENT, re.MULTILINE)
     assert dict(rows) == dict(VARIABLES)
 
 

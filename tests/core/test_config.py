@@ -166,12 +166,15 @@ def test_a_stronger_origin_replaces_a_whole_table_or_adds_to_it(file):
 
 def test_every_setting_can_be_set_by_its_variable():
     values = {int: "7", float: "7.5", bool: "true", str: "x", tuple: "a,b"}
+    values[dict] = f'{{x = "{"0" * 64}"}}'
     environ = {}
     for section, kind in CORE_SECTIONS.items():
         for field in msgspec.structs.fields(kind):
             kinds = [str] if "str" in str(field.type) else [int, float, bool]
             if "tuple" in str(field.type):
                 kinds = [tuple]
+            if "dict" in str(field.type):
+                kinds = [dict]
             if "Literal" in str(field.type):
                 environ[environment_name(f"{section}.{field.name}")] = field.type.__args__[-1]
                 continue

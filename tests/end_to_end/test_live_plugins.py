@@ -19,6 +19,10 @@ async def hello(request):
 """
 
 
+#: More than people make in a minute.
+MANY_CHANGES = ("--set", "plugins.max_changes_per_minute=100000")
+
+
 class Asking(threading.Thread):
     """A client that sets and gets without pause, over a kept and over new connections."""
 
@@ -68,7 +72,7 @@ def asking(request):
 def test_a_handler_is_loaded_replaced_and_unloaded_and_no_other_request_fails(
     serve, asking, tmp_path
 ):
-    node = serve()
+    node = serve(*MANY_CHANGES)
     threads = [asking(node.url, kept=True), asking(node.url, kept=False)]
     plugin = tmp_path / "hello.py"
     with node.client() as client:
@@ -91,7 +95,7 @@ def test_a_handler_is_loaded_replaced_and_unloaded_and_no_other_request_fails(
 
 
 def test_a_failed_load_is_explained_and_changes_nothing(serve, tmp_path):
-    node = serve()
+    node = serve(*MANY_CHANGES)
     plugin = tmp_path / "hello.py"
     plugin.write_text(HELLO.format(answer="one"))
     node.nkv("plugins", "load", str(plugin))
@@ -111,7 +115,7 @@ def test_a_failed_load_is_explained_and_changes_nothing(serve, tmp_path):
 
 
 def test_the_whole_http_transport_is_replaced_under_clients_that_never_retry(serve, asking):
-    node = serve()
+    node = serve(*MANY_CHANGES)
     new = asking(node.url, kept=False)
     for _ in range(5):
         node.nkv("plugins", "replace", "nkv_transport_http", "nkv_transport_http")
@@ -125,7 +129,7 @@ def test_the_whole_http_transport_is_replaced_under_clients_that_never_retry(ser
 
 
 def test_the_storage_in_charge_cannot_be_unloaded(serve):
-    node = serve()
+    node = serve(*MANY_CHANGES)
     refused = node.nkv("plugins", "unload", "nkv_storage_diskcache", check=False)
     assert refused.returncode == 1
     assert b"plugin_in_use" in refused.stderr

@@ -9,11 +9,12 @@ from types import SimpleNamespace
 import anyio
 import pytest
 
-from nkv_core.admin import plugin_verbs, serve_admin, verbs
+from nkv_core.admin import Changes, plugin_verbs, serve_admin, verbs
 from nkv_core.cli import main
 from nkv_core.cli.plugins import absolute
 from nkv_core.errors import PluginInUse, PluginNotFound
 from nkv_core.plugin_host import PluginInfo
+from nkv_core.plugin_host.audit import Audit
 
 INFO = PluginInfo(
     name="hello",
@@ -37,20 +38,24 @@ class Host:
     def plugins(self):
         return self.infos
 
-    async def load(self, spec, settings=None):
-        self.asked.append(("load", spec, settings))
+    async def load(self, spec, settings=None, *, sha256=None, attempt):
+        self.asked.append(("load", spec, settings, *filter(None, [sha256])))
+        attempt.generation = 1
         if spec == "nothing":
             raise PluginNotFound("There is no plugin nothing.")
         return INFO
 
-    async def replace(self, name, spec=None, settings=None):
-        self.asked.append(("replace", name, spec, settings))
+    async def replace(
+        self, name, spec=None, settings=None, *, sha256=None, if_generation=None, attempt
+    ):
+        given = filter(None, [sha256, if_generation])
+        self.asked.append(("replace", name, spec, settings, *given))
         return PluginInfo(
             **{**{f: getattr(INFO, f) for f in INFO.__struct_fields__}, "generation": 2}
         )
 
-    async def unload(self, name):
-        self.asked.append(("unload", name))
+    async def unload(self, name, *, if_generation=None, attempt):
+        self.asked.append(("unload", name, *filter(None, [if_generation])))
         if name == "nkv_storage_diskcache":
             raise PluginInUse("nkv_storage_diskcache holds the data.")
 
@@ -67,7 +72,9 @@ def node(tmp_path, monkeypatch):
 
     async def serve():
         async with anyio.create_task_group() as tasks:
-            await tasks.start(serve_admin, folder / "admin.sock", verbs(plugin_verbs(host)))
+            changes = Changes(Audit(folder), 5)
+            table = verbs(plugin_verbs(host, changes))
+            await tasks.start(serve_admin, folder / "admin.sock", table)
             ready.set()
             await anyio.to_thread.run_sync(stopping.wait)
             tasks.cancel_scope.cancel()
@@ -241,5 +248,5 @@ async def test_a_malformed_call_changes_nothing(verb, params):
 
     host = Host()
     with pytest.raises(BadRequest, match=verb):
-        await plugin_verbs(host)[verb](Call(verb, params, None))
+        await plugin_verbs(host, Changes(None, 1))[verb](Call(verb, params, None, None))
     assert host.asked == []

@@ -53,8 +53,9 @@ def node(monkeypatch):
         backend = None
         addresses = ("http://127.0.0.1:8080",)
 
-        def __init__(self, settings):
+        def __init__(self, settings, *, reread=None):
             self.settings = Node.settings = settings
+            Node.reread = reread
 
         async def run(self, started):
             Node.backend = anyio.sleep.__module__ and _backend()
@@ -230,7 +231,7 @@ from types import ModuleType
 
 class Node:
     addresses = ("http://127.0.0.1:8080",)
-    def __init__(self, settings):
+    def __init__(self, settings, *, reread=None):
         self.settings = settings
     async def run(self, started):
         mode = self.settings.node.name

@@ -11,7 +11,7 @@ import pytest
 from nkv_core.errors import PluginInvalid, PluginNotFound, UntrustedFile
 from nkv_core.plugin_host import discovery, source
 from nkv_core.plugin_host.discovery import available, find, install_hint
-from nkv_core.plugin_host.source import read_source
+from nkv_core.plugin_host.source import check_pins, read_source
 
 EXTENSION = sysconfig.get_config_var("EXT_SUFFIX")
 
@@ -85,6 +85,7 @@ def test_what_cannot_be_found_is_told(write, tmp_path, monkeypatch, case):
 def test_finding_imports_nothing(write, installed):
     write("far_away/__init__.py", "raise RuntimeError")
     write("far_away/inside/__init__.py", "raise RuntimeError")
+    find("far_away")  # from here on all is imported that finding itself needs
     before = set(sys.modules)
     assert find("far_away.inside").name == "inside"
     assert set(sys.modules) == before
@@ -209,6 +210,26 @@ def test_a_folder_that_others_could_change_is_refused(write, tmp_path):
     (tmp_path / "plugins" / "pack" / "sub").chmod(0o777)
     with pytest.raises(UntrustedFile, match="sub can be written by others"):
         read_source(find(str(tmp_path / "plugins" / "pack")))
+
+
+@pytest.mark.parametrize("mode", [0o777, 0o775])
+def test_a_folder_above_that_others_could_change_is_refused(write, tmp_path, mode):
+    path = write("deep/inside/one.py", "")
+    folder = tmp_path / "plugins" / "deep"
+    folder.chmod(mode)
+    if mode == 0o775:
+        os.chown(folder, -1, os.getegid() + 1) if os.geteuid() == 0 else pytest.skip("needs root")
+    with pytest.raises(UntrustedFile, match=f"chmod go-w {folder}$"):
+        read_source(find(path))
+    folder.chmod(0o1777)  # as /tmp: nobody can rename what others have there
+    assert read_source(find(path)).files
+
+
+def test_what_is_pinned_must_be_what_was_read(write):
+    source = read_source(find(write("one.py", "x = 1")))
+    check_pins(source, None, source.sha256, source.sha256.upper())
+    with pytest.raises(UntrustedFile, match=f"{source.sha256}, and {'0' * 64} was asked for"):
+        check_pins(source, source.sha256, "0" * 64)
 
 
 def test_symbolic_links_and_pipes_are_refused(write, tmp_path):
