@@ -8,6 +8,9 @@ same happens at once for each write, without thread and without waiting.
 
 If a group fails, so does all that was queued behind it: those writes were made by someone who could
 count on what came before them.
+
+A committer leads or follows. One that leads takes writes and tells of them. One that follows is
+that of a storage which another one's changes are carried to; all that it takes is these.
 """
 
 import copy
@@ -23,7 +26,14 @@ import anyio
 
 from nkv_core.contracts.keyspace import Tail
 from nkv_core.contracts.settings import KeyspaceSettings
-from nkv_core.errors import DeadlineExceeded, NkvError, Overloaded, Stopping, ValueTooLarge
+from nkv_core.errors import (
+    DeadlineExceeded,
+    NkvError,
+    OutcomeUnknown,
+    Overloaded,
+    Stopping,
+    ValueTooLarge,
+)
 from nkv_core.keyspace.book import Book
 from nkv_core.keyspace.draft import Draft
 from nkv_core.loop import Waiter, Worker, soon_caller, waiter_maker
@@ -74,11 +84,48 @@ class Counts:
         self.late = 0  #: writes that passed their deadline
 
 
+class Tails:
+    """Those who are told of every commit, whichever committer makes it."""
+
+    __slots__ = ("_listeners",)
+
+    def __init__(self) -> None:
+        self._listeners: tuple[Tail, ...] = ()
+
+    def add(self, listener: Tail) -> Callable[[], None]:
+        """Have `listener` called with the changes of every group; returns what ends that."""
+
+        def call(changes: Sequence[Change]) -> None:
+            listener(changes)
+
+        def end() -> None:
+            self._listeners = tuple(other for other in self._listeners if other is not call)
+
+        self._listeners = (*self._listeners, call)
+        return end
+
+    def tell(self, changes: Sequence[Change]) -> None:
+        """Call them all."""
+        for tail in self._listeners:
+            try:
+                tail(changes)
+            except Exception:
+                log.exception("A listener to the change stream failed; it missed a change.")
+
+
 class Committer:
     """Commits writes in groups. All methods are for the event loop that it was made on."""
 
-    def __init__(self, book: Book, settings: KeyspaceSettings, worker: Worker | None) -> None:
-        """`worker` is the thread in which the storage writes, None where it does so inline."""
+    def __init__(
+        self,
+        book: Book,
+        settings: KeyspaceSettings,
+        worker: Worker | None,
+        tails: Tails | None = None,
+    ) -> None:
+        """`worker` is the thread in which the storage writes, None where it does so inline. Without
+        `tails` it follows.
+        """
         self._book: Final = book
         self._settings: Final = settings
         self._worker: Final = worker
@@ -87,12 +134,19 @@ class Committer:
         self._queue: list[Write] = []
         self._group: list[Write] = []  # in the worker's hands
         self._busy = False  # a group is under way, or about to be formed
-        self._tails: tuple[Tail, ...] = ()
+        self._tails = tails
         self._closing = False
+        self._paused = False
+        self._abandoned = False
+        self._begun = 0.0  # when the group under way was given to the worker
         self._idle: list[Waiter] = []
         self._alarm = math.inf  # when `watch_deadlines` looks next
         self._alarm_waiter: Waiter | None = None
-        self.counts: Final = Counts()
+        self.counts = Counts()
+        #: How many groups have failed since the last one that did not.
+        self.failing = 0
+        #: Is given what each group was, in order, on the event loop. It must not raise.
+        self.follower: Callable[[Draft], None] | None = None
         #: Bytes of the writes that wait.
         self.waiting = 0
         #: The revision of the last change that was published.
@@ -114,12 +168,24 @@ class Committer:
         does, the storage's error where the group fails, `Overloaded`, `DeadlineExceeded`,
         `Stopping`.
         """
+        if self._tails is None:
+            raise Stopping("Another storage is in charge now.")
         if self._closing:
             raise Stopping("The keyspace is closed.")
         self.counts.writes += 1
+        if self._worker is None and not self._paused:
+            return self._write_now(plan)
+        return cast("T", await self._wait_for(self._enqueue(plan, size, deadline, key)))
+
+    async def take(self, plan: Callable[[Draft], T]) -> T:
+        """As `write`, for a committer that follows."""
+        if self._closing:
+            raise Stopping("The storage is closed.")
         if self._worker is None:
             return self._write_now(plan)
-        write = self._enqueue(plan, size, deadline, key)
+        return cast("T", await self._wait_for(self._enqueue(plan, 0, None, None)))
+
+    async def _wait_for(self, write: Write) -> Any:
         try:
             await write.waiter.wait()
         except BaseException:
@@ -133,7 +199,7 @@ class Committer:
                 raise error
             finally:
                 del error  # else it and this frame would hold each other
-        return cast("T", write.result)
+        return write.result
 
     def _enqueue(
         self, plan: Callable[[Draft], Any], size: int, deadline: float | None, key: bytes | None
@@ -152,7 +218,7 @@ class Committer:
             self._alarm = write.deadline
             if self._alarm_waiter is not None:
                 self._alarm_waiter.wake()
-        if not self._busy:
+        if not self._busy and not self._paused:
             self._start()
         return write
 
@@ -164,8 +230,9 @@ class Committer:
             self._book.commit(draft)
         except BaseException:
             self.counts.failed += 1
+            self.failing += 1
             raise
-        self._publish(draft.changes)
+        self._publish(draft)
         if self._log_is_full():
             self._trim_now()
         return result
@@ -174,17 +241,18 @@ class Committer:
 
     def _start(self) -> None:
         """Give all that is queued to the worker, or note that there is nothing to do."""
-        self._group, self._queue = self._queue, []
-        self._busy = bool(self._group)
+        self._busy = bool(self._queue) and not self._paused
         if not self._busy:
             self._tell_idle()
             return
+        self._group, self._queue = self._queue, []
+        self._begun = monotonic()
         try:
             cast("Worker", self._worker).submit(partial(self._commit, self._group), self._done)
         except Stopping as error:  # only where closing took too long
             self._done(None, error)
 
-    def _commit(self, group: list[Write]) -> list[Change]:
+    def _commit(self, group: list[Write]) -> Draft:
         """Plan and commit a group, in the worker thread."""
         draft = Draft(self._book)
         keys = [write.key for write in group if write.key is not None]
@@ -202,53 +270,102 @@ class Committer:
                 draft.undo()
                 write.error = error
         self._book.commit(draft)
-        return draft.changes
+        return draft
 
-    def _done(self, changes: list[Change] | None, error: BaseException | None) -> None:
+    def _done(self, draft: Draft | None, error: BaseException | None) -> None:
         """On the event loop: a group was committed, or was not."""
+        if self._abandoned:
+            return
         group, self._group = self._group, []
-        if error is not None:
+        if draft is not None:
+            self._publish(draft)
+        else:
             self.counts.failed += 1
+            self.failing += 1
             group += self._queue
             self._queue = []
             for write in group:
                 # Each writer raises one of its own: a traceback grows with every raise.
                 write.error = copy.copy(error)
-                write.error.__cause__ = error
-        else:
-            self._publish(changes or [])
+                if write.error is not None:
+                    write.error.__cause__ = error
         for write in group:
             self.waiting -= write.size
             write.waiter.wake()
-        if error is None and self._log_is_full():
+        if draft is not None and self._log_is_full():
             self._trim_soon()
         # The writers just woken go first: what they write next belongs into the next group.
         self._soon(self._start)
 
-    def _publish(self, changes: Sequence[Change]) -> None:
+    def _publish(self, draft: Draft) -> None:
         """Tell the tails. A writer runs on only when they have been told."""
         self.counts.groups += 1
+        self.failing = 0
+        if self.follower is not None:
+            self.follower(draft)
+        changes = draft.changes
         if not changes:
             return
         self.counts.changes += len(changes)
         self.published = changes[-1].revision
-        for tail in self._tails:
-            try:
-                tail(changes)
-            except Exception:
-                log.exception("A listener to the change stream failed; it missed a change.")
+        if self._tails is not None:
+            self._tails.tell(changes)
 
-    def tail(self, listener: Tail) -> Callable[[], None]:
-        """Have `listener` called with the changes of every group; returns what ends that."""
+    # --- changing places ----------------------------------------------------------------------
 
-        def call(changes: Sequence[Change]) -> None:
-            listener(changes)
+    async def pause(self) -> None:
+        """Form no more groups, and wait until none is under way. What is written meanwhile waits
+        for `resume`, or for another committer that takes over.
+        """
+        self._paused = True
+        await self._until_idle()
 
-        def end() -> None:
-            self._tails = tuple(other for other in self._tails if other is not call)
+    def resume(self) -> None:
+        """Go on with what waits."""
+        self._paused = False
+        if self._worker is not None:
+            if not self._busy:
+                self._start()
+            return
+        queue, self._queue = self._queue, []
+        for write in queue:
+            if not write.given_up:
+                try:
+                    write.result = self._write_now(write.plan)
+                except Exception as error:  # noqa: BLE001  # this write's own; the others go on
+                    write.error = error
+            self.waiting -= write.size
+            write.waiter.wake()
 
-        self._tails = (*self._tails, call)
-        return end
+    def hand_over(self, to: "Committer") -> None:
+        """Have another committer, which has followed up to here, lead; this one follows from now
+        on. What waits is written by that one. This one is paused, and that one idle.
+        """
+        to.counts, self.counts = self.counts, to.counts
+        to.published = self.published
+        to._tails, self._tails = self._tails, None
+        queue, self._queue = self._queue, []
+        size = sum(write.size for write in queue)
+        self.waiting -= size
+        to.waiting += size
+        to._queue += queue
+        self.resume()
+        to.resume()
+
+    def abandon(self) -> None:
+        """Wait no longer for a storage that does not come back: nobody hears what becomes of it."""
+        self._abandoned = True
+        group, self._group = self._group, []
+        for write in group:
+            write.error = OutcomeUnknown("The storage did not come back, and was given up.")
+            self.waiting -= write.size
+            write.waiter.wake()
+        self._busy = False
+        self._tell_idle()
+
+    def stuck(self, now: float) -> float:
+        """For how many seconds, at `now` (monotonic), the storage has been at one group."""
+        return now - self._begun if self._group else 0.0
 
     # --- the log's bounds ---------------------------------------------------------------------
 
@@ -315,6 +432,9 @@ class Committer:
     async def close(self) -> None:
         """Take no more writes, and wait until those under way are done."""
         self._closing = True
+        await self._until_idle()
+
+    async def _until_idle(self) -> None:
         while self._busy:
             waiter = self._new_waiter()
             self._idle.append(waiter)

@@ -14,10 +14,10 @@ Numbers in keys are big-endian, so that the order of bytes is the order of numbe
 """
 
 import struct
-from collections.abc import Callable, Iterator
-from typing import Final
+from collections.abc import Iterator
+from typing import Final, Protocol
 
-from nkv_core.contracts.storage import Storage, Table
+from nkv_core.contracts.storage import Table
 
 #: The form of everything here. A store of a newer one is refused, one of an older is upgraded.
 FORMAT: Final = 1
@@ -73,17 +73,25 @@ def behind(key: bytes) -> bytes:
     return key + b"\0"
 
 
+class Rows(Protocol):
+    """A storage, as far as its rows are read."""
+
+    def scan(
+        self, table: Table, start: bytes, stop: bytes | None, *, limit: int
+    ) -> list[tuple[bytes, bytes]]:
+        """As that of `contracts.storage.Storage`."""
+
+
 def chunks(
-    storage: Storage, table: Table, start: bytes, stop: bytes | None, *, first: int = _FIRST_PAIRS
+    storage: Rows, table: Table, start: bytes, stop: bytes | None, *, first: int = _FIRST_PAIRS
 ) -> Iterator[Pairs]:
     """The pairs with `start <= key < stop`, some at a time: about a mebibyte, never none.
 
     How many depends on how large those before were, so that neither large values fill the memory
     nor small ones cost a call each. Each chunk is read when it is asked for.
     """
-    scan: Callable[..., Pairs] = storage.scan
     limit = first
-    while pairs := scan(table, start, stop, limit=limit):
+    while pairs := storage.scan(table, start, stop, limit=limit):
         yield pairs
         if len(pairs) < limit:
             return
