@@ -14,6 +14,8 @@ from nkv_core.errors import ConditionFailed, NkvError, NotFound, Rejected
 from nkv_core.events import (
     Connect,
     Disconnect,
+    PeerDown,
+    PeerUp,
     PluginFailed,
     PluginLoaded,
     PluginUnloaded,
@@ -42,6 +44,8 @@ __all__ = [
     # events
     "Connect",
     "Disconnect",
+    "PeerDown",
+    "PeerUp",
     "PluginFailed",
     "PluginLoaded",
     "PluginUnloaded",

@@ -2,7 +2,8 @@
 
 The life of a request: `RequestStart`, the handler, `RequestComplete`, the reply, `RequestEnd`. The
 life of a listener socket: `Connect`, `Disconnect`. The life of a plugin: `PluginLoaded`,
-`PluginUnloaded`, `PluginFailed`. A committed mutation is a `nkv_core.records.Change`.
+`PluginUnloaded`, `PluginFailed`. Another node of a mesh: `PeerUp`, `PeerDown`. A committed mutation
+is a `nkv_core.records.Change`.
 """
 
 from collections.abc import Mapping
@@ -146,3 +147,20 @@ class PluginFailed(msgspec.Struct, frozen=True):
     name: str
     generation: int
     error: BaseException
+
+
+class PeerUp(msgspec.Struct, frozen=True):
+    """Another node of the mesh is a member, or is one again."""
+
+    address: str  #: `host:port`
+    node_id: int | None  #: None where it has no such id
+    name: str
+
+
+class PeerDown(msgspec.Struct, frozen=True):
+    """A member is given up as down, or has left."""
+
+    address: str  #: `host:port`
+    node_id: int | None  #: None where it has no such id
+    name: str
+    reason: str  #: for people

@@ -13,12 +13,13 @@ import msgspec
 from anyio.abc import TaskGroup
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 
-from nkv_core.admin import plugin_verbs, serve_admin, verbs
+from nkv_core.admin import mesh_verbs, plugin_verbs, serve_admin, verbs
 from nkv_core.auth import Auth
 from nkv_core.bus import Conduct, Listener
 from nkv_core.config import STORAGE_PREFIX, Settings, section_of
 from nkv_core.contracts.context import Measurement
 from nkv_core.contracts.handlers import Route
+from nkv_core.contracts.keyspace import Keyspace
 from nkv_core.contracts.owner import CORE
 from nkv_core.contracts.settings import PluginSettings
 from nkv_core.contracts.storage import Storage
@@ -54,7 +55,7 @@ class Node:
     """
 
     #: Set while it serves.
-    keyspace: LocalKeyspace
+    local: LocalKeyspace  #: the node's own keyspace
     hub: WatchHub
     plugins: PluginHost
 
@@ -144,7 +145,7 @@ class Node:
             storage, self.settings.keyspace, node_id=data.node_id, copy_to=data.path
         )
         await keyspace.open()
-        self.keyspace = self._dispatcher.keyspace = keyspace
+        self.local = keyspace
         self.plugins.hold(plugin, "It offers the storage in charge, which the node cannot leave.")
         self.hub = WatchHub(keyspace, self.settings.watch)
         await self._tasks.start(keyspace.run)
@@ -193,10 +194,15 @@ class Node:
         await self.plugins.unload_all()
         if hasattr(self, "hub"):
             self.hub.close()
-            await self.keyspace.aclose()
+            await self.local.aclose()
         await self.plugins.unload_all(held=True)
 
     # --- what it is -------------------------------------------------------------------------------
+
+    @property
+    def keyspace(self) -> Keyspace:
+        """What requests work on: the node's own keyspace, or the mesh around it."""
+        return self._dispatcher.keyspace
 
     @property
     def ready(self) -> bool:
@@ -218,9 +224,10 @@ class Node:
             "uptime": round(time.monotonic() - self._begun, 3),
             "addresses": self.addresses,
             "storage": self.settings.storage,
-            "records": await self.keyspace.count(),
-            "token": str(self.keyspace.token),
-            "keyspace": self.keyspace.status(),
+            "records": await self.local.count(),
+            "token": str(self.local.token),
+            "keyspace": self.local.status(),
+            "mesh": None if self.plugins.mesh is None else self.plugins.mesh.status(),
             "plugins": [msgspec.to_builtins(info) for info in self.plugins.plugins()],
             "listeners": [_conduct(one) for one in self._dispatcher.offences()],
             "watchers": [
@@ -234,8 +241,9 @@ class Node:
         return [
             Measurement("nkv_info", "gauge", "Version and name.", [(self._labels(), 1)]),
             *self._dispatcher.measurements(),
-            *self.keyspace.measurements(),
+            *self.local.measurements(),
             *self.hub.measurements(),
+            *(() if self.plugins.mesh is None else self.plugins.mesh.measurements()),
         ]
 
     def routes(self, listener: str) -> list[Route]:
@@ -258,8 +266,9 @@ class Node:
     def _verbs(self) -> dict[str, Any]:
         return {
             **plugin_verbs(self.plugins),
+            **mesh_verbs(self.plugins),
             "backup": lambda call: answer_backup(
-                self.keyspace, call.params, call.progress, node_id=self.node_id
+                self.local, call.params, call.progress, node_id=self.node_id
             ),
         }
 
@@ -290,7 +299,7 @@ class NodeInThread:
         return lambda: self._portal.call(off)
 
     @property
-    def keyspace(self) -> LocalKeyspace:
+    def keyspace(self) -> Keyspace:
         """The keyspace, for `call`."""
         return self.node.keyspace
 

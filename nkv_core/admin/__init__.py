@@ -6,7 +6,8 @@ asks one thing at a time. There is no such door over TCP.
 """
 
 from nkv_core.admin.calling import call_admin
+from nkv_core.admin.mesh import mesh_verbs
 from nkv_core.admin.plugins import plugin_verbs
 from nkv_core.admin.server import Call, Verb, serve_admin, verbs
 
-__all__ = ["Call", "Verb", "call_admin", "plugin_verbs", "serve_admin", "verbs"]
+__all__ = ["Call", "Verb", "call_admin", "mesh_verbs", "plugin_verbs", "serve_admin", "verbs"]

@@ -6,8 +6,8 @@ the suite that an implementation passes.
 """
 
 import enum
-from collections.abc import Callable, Sequence
-from typing import Final, Literal, Protocol
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Final, Literal, Protocol, TypeVar
 
 import msgspec
 
@@ -92,12 +92,26 @@ class Options(msgspec.Struct, frozen=True):
 DEFAULT_OPTIONS: Final = Options()
 
 
+class Acknowledged(msgspec.Struct, frozen=True):
+    """How far a write had come among the nodes of a mesh when its caller was answered."""
+
+    nodes: int  #: that have made it durable, this one included
+    wanted: int  #: how many were asked for
+
+    @property
+    def reached(self) -> bool:
+        """Whether as many have it as were asked for. The write stands in either case."""
+        return self.nodes >= self.wanted
+
+
 class Written(msgspec.Struct, frozen=True):
     """What an operation did. `revision` is None where it had nothing to do."""
 
     revision: int | None
     record: Record | None  #: as it is now: of a put and a touch
     previous: Record | None  #: as it was before, None where there was none
+    #: By which nodes, where more than this one were asked for.
+    acknowledged: Acknowledged | None = None
 
 
 class Page(msgspec.Struct, frozen=True):
@@ -123,6 +137,67 @@ class ChangePage(msgspec.Struct, frozen=True):
 #: and must not raise.
 Tail = Callable[[Sequence[Change]], None]
 Foreign = Record | Tombstone | RangeTombstone
+
+T = TypeVar("T")
+
+
+class View(Protocol):
+    """What a transaction sees and does: committed records, and what it has changed so far.
+
+    Its methods raise `InvalidKey`, `ValueTooLarge` and `InvalidExpiry`.
+    """
+
+    @property
+    def history(self) -> str:
+        """The id of the history that revisions belong to."""
+
+    @property
+    def now(self) -> int:
+        """Milliseconds since 1970, the same throughout the transaction."""
+
+    def get(self, key: str) -> Record | None:
+        """The record of a key, or None."""
+
+    def put(
+        self, key: str, value: bytes, *, expires: int | None = None, cause: str = "put"
+    ) -> Written:
+        """Set a value."""
+
+    def delete(self, key: str, *, cause: str = "delete") -> Written:
+        """Delete a record; `previous` is None where there was none."""
+
+    def touch(self, key: str, expires: int | None, *, cause: str = "touch") -> Written:
+        """Change a record's expiry; `previous` is None where there was none."""
+
+    def clear(self, prefix: str = "", *, cause: str = "clear") -> Written:
+        """Delete every record whose key begins with `prefix`."""
+
+
+#: Reads and writes through the view that it is given; where it raises, nothing is changed. It must
+#: not wait, may be called again, and may be called in another thread.
+Transaction = Callable[[View], T]
+
+
+class Prompt(Protocol):
+    """A keyspace as plain functions see it: each gives its result where no waiting is needed for
+    it, and else what is to be awaited. `nkv_core.prompt.prompt_of` makes one of any keyspace.
+
+    A write that gives a `nkv_core.loop.Pending` has its place in the order of writes already.
+    """
+
+    def get_now(self, key: str) -> Record | Awaitable[Record | None] | None:
+        """The record of a key, or None. Raises as `Keyspace.get`."""
+
+    def write_now(self, operation: Operation) -> Written | Awaitable[Written]:
+        """Carry out one operation. Raises, now or when awaited, as `Keyspace.put`."""
+
+    def transact_now(
+        self, transaction: Transaction[T], keys: Sequence[str], size: int = 0
+    ) -> T | Awaitable[T]:
+        """Carry out a transaction as one atomic step; gives what it returns, or raises what it
+        raises. `keys` are those that it is going to look at, as far as known; `size` is roughly how
+        many bytes it is going to write.
+        """
 
 
 class Keyspace(Protocol):

@@ -16,7 +16,7 @@ that of a storage which another one's changes are carried to; all that it takes 
 import copy
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from time import monotonic
@@ -24,10 +24,8 @@ from typing import Any, Final, TypeVar, cast
 
 import anyio
 
-from nkv_core.contracts.keyspace import Tail
 from nkv_core.contracts.settings import KeyspaceSettings
 from nkv_core.errors import (
-    DeadlineExceeded,
     NkvError,
     OutcomeUnknown,
     Overloaded,
@@ -36,81 +34,14 @@ from nkv_core.errors import (
 )
 from nkv_core.keyspace.book import Book
 from nkv_core.keyspace.draft import Draft
-from nkv_core.loop import Waiter, Worker, soon_caller, waiter_maker
-from nkv_core.records import Change
+from nkv_core.keyspace.writes import Counts, Tails, Told, Write, late
+from nkv_core.loop import Pending, Waiter, Worker, soon_caller, waiter_maker
 
 log = logging.getLogger("nkv.keyspace")
 
 T = TypeVar("T")
 
 _TRIM_SLACK: Final = 64  # the log may be over its bound by this part of it, so as to be cut rarely
-
-
-class Write:
-    """A write that waits for its group."""
-
-    __slots__ = ("deadline", "error", "given_up", "key", "plan", "result", "size", "waiter")
-
-    def __init__(
-        self,
-        plan: Callable[[Draft], Any],
-        size: int,
-        deadline: float,
-        waiter: Waiter,
-        key: bytes | None,
-    ) -> None:
-        self.plan = plan
-        self.key = key  #: of the one record that it looks at
-        self.size = size
-        self.deadline = deadline
-        self.waiter = waiter
-        self.result: Any = None
-        self.error: BaseException | None = None
-        #: Nobody waits for it any more: where it has not been planned yet, it never is.
-        self.given_up = False
-
-
-class Counts:
-    """What the committer counts."""
-
-    __slots__ = ("changes", "failed", "groups", "late", "refused", "writes")
-
-    def __init__(self) -> None:
-        self.writes = 0  #: that were asked for, conditions that failed included
-        self.groups = 0  #: that were committed
-        self.changes = 0
-        self.failed = 0  #: groups that the storage refused
-        self.refused = 0  #: writes for which the queue had no room
-        self.late = 0  #: writes that passed their deadline
-
-
-class Tails:
-    """Those who are told of every commit, whichever committer makes it."""
-
-    __slots__ = ("_listeners",)
-
-    def __init__(self) -> None:
-        self._listeners: tuple[Tail, ...] = ()
-
-    def add(self, listener: Tail) -> Callable[[], None]:
-        """Have `listener` called with the changes of every group; returns what ends that."""
-
-        def call(changes: Sequence[Change]) -> None:
-            listener(changes)
-
-        def end() -> None:
-            self._listeners = tuple(other for other in self._listeners if other is not call)
-
-        self._listeners = (*self._listeners, call)
-        return end
-
-    def tell(self, changes: Sequence[Change]) -> None:
-        """Call them all."""
-        for tail in self._listeners:
-            try:
-                tail(changes)
-            except Exception:
-                log.exception("A listener to the change stream failed; it missed a change.")
 
 
 class Committer:
@@ -136,7 +67,7 @@ class Committer:
         self._busy = False  # a group is under way, or about to be formed
         self._tails = tails
         self._closing = False
-        self._paused = False
+        self._holds = 0  # of those who want no groups to be formed
         self._abandoned = False
         self._begun = 0.0  # when the group under way was given to the worker
         self._idle: list[Waiter] = []
@@ -168,14 +99,17 @@ class Committer:
         does, the storage's error where the group fails, `Overloaded`, `DeadlineExceeded`,
         `Stopping`.
         """
+        self._take_it()
+        if self._worker is None and not self._holds:
+            return self._write_now(plan)
+        return cast("T", await self._wait_for(self._enqueue(plan, size, deadline, key)))
+
+    def _take_it(self) -> None:
         if self._tails is None:
             raise Stopping("Another storage is in charge now.")
         if self._closing:
             raise Stopping("The keyspace is closed.")
         self.counts.writes += 1
-        if self._worker is None and not self._paused:
-            return self._write_now(plan)
-        return cast("T", await self._wait_for(self._enqueue(plan, size, deadline, key)))
 
     async def take(self, plan: Callable[[Draft], T]) -> T:
         """As `write`, for a committer that follows."""
@@ -192,7 +126,7 @@ class Committer:
             write.given_up = True
             raise
         if write.given_up:
-            raise DeadlineExceeded("The write was not made durable in time; it may still be.")
+            raise late()
         if write.error is not None:
             error, write.error = write.error, None
             try:
@@ -201,8 +135,30 @@ class Committer:
                 del error  # else it and this frame would hold each other
         return write.result
 
+    def begin(
+        self,
+        plan: Callable[[Draft], T],
+        size: int,
+        deadline: float | None = None,
+        key: bytes | None = None,
+    ) -> T | Pending[T]:
+        """As `write`, but a plain function: the write is made now, or has its place in the queue
+        when this returns.
+        """
+        self._take_it()
+        if self._worker is None and not self._holds:
+            return self._write_now(plan)
+        told = Told()
+        told.write = self._enqueue(plan, size, deadline, key, told)
+        return told.pending
+
     def _enqueue(
-        self, plan: Callable[[Draft], Any], size: int, deadline: float | None, key: bytes | None
+        self,
+        plan: Callable[[Draft], Any],
+        size: int,
+        deadline: float | None,
+        key: bytes | None,
+        waiter: "Waiter | None" = None,
     ) -> Write:
         most = self._settings.queue_bytes
         if self.waiting + size > most:
@@ -211,14 +167,14 @@ class Committer:
                 raise ValueTooLarge(f"The write has {size} bytes; the queue takes {most}.")
             raise Overloaded
         seconds = self._settings.write_deadline if deadline is None else deadline
-        write = Write(plan, size, monotonic() + seconds, self._new_waiter(), key)
+        write = Write(plan, size, monotonic() + seconds, waiter or self._new_waiter(), key)
         self._queue.append(write)
         self.waiting += size
         if write.deadline < self._alarm:
             self._alarm = write.deadline
             if self._alarm_waiter is not None:
                 self._alarm_waiter.wake()
-        if not self._busy and not self._paused:
+        if not self._busy and not self._holds:
             self._start()
         return write
 
@@ -241,7 +197,7 @@ class Committer:
 
     def _start(self) -> None:
         """Give all that is queued to the worker, or note that there is nothing to do."""
-        self._busy = bool(self._queue) and not self._paused
+        self._busy = bool(self._queue) and not self._holds
         if not self._busy:
             self._tell_idle()
             return
@@ -313,16 +269,22 @@ class Committer:
 
     # --- changing places ----------------------------------------------------------------------
 
-    async def pause(self) -> None:
-        """Form no more groups, and wait until none is under way. What is written meanwhile waits
-        for `resume`, or for another committer that takes over.
+    def hold(self) -> None:
+        """Form no more groups: what is written waits for `resume`, or for another committer that
+        takes over. Several may hold it; each resumes.
         """
-        self._paused = True
+        self._holds += 1
+
+    async def pause(self) -> None:
+        """Hold it, and wait until no group is under way."""
+        self.hold()
         await self._until_idle()
 
     def resume(self) -> None:
-        """Go on with what waits."""
-        self._paused = False
+        """Go on with what waits, unless somebody else holds it."""
+        self._holds -= 1
+        if self._holds:
+            return
         if self._worker is not None:
             if not self._busy:
                 self._start()
@@ -339,7 +301,7 @@ class Committer:
 
     def hand_over(self, to: "Committer") -> None:
         """Have another committer, which has followed up to here, lead; this one follows from now
-        on. What waits is written by that one. This one is paused, and that one idle.
+        on. What waits is written by that one. This one is paused, by one who does not resume.
         """
         to.counts, self.counts = self.counts, to.counts
         to.published = self.published
@@ -347,6 +309,7 @@ class Committer:
         queue, self._queue = self._queue, []
         size = sum(write.size for write in queue)
         self.waiting -= size
+        to.hold()
         to.waiting += size
         to._queue += queue
         self.resume()

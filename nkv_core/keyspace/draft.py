@@ -225,7 +225,7 @@ class Draft:
             if self.records.get(encoded) is None:
                 batch.put("tombstones", tombstone_key(encoded), pack_tombstone(tombstone))
         if log:
-            batch.writes["changes"] = {row.key: row.value for row in log}
+            batch.writes.setdefault("changes", {}).update({row.key: row.value for row in log})
         return batch, earliest
 
     def _write_records(self, batch: Batch) -> int | None:

@@ -15,9 +15,10 @@ from nkv_core.contracts.settings import KeyspaceSettings
 from nkv_core.contracts.storage import Storage
 from nkv_core.errors import DeadlineExceeded
 from nkv_core.keyspace.book import Book
-from nkv_core.keyspace.committer import Committer, Tails
+from nkv_core.keyspace.committer import Committer
 from nkv_core.keyspace.reading import Reader, Steps
 from nkv_core.keyspace.upkeep import Upkeep
+from nkv_core.keyspace.writes import Tails
 from nkv_core.loop import Waiter, Worker, waiter_maker
 
 log = logging.getLogger("nkv.keyspace")

@@ -24,6 +24,7 @@ from nkv_core.contracts.keyspace import (
     Put,
     Tail,
     Touch,
+    Transaction,
     Written,
 )
 from nkv_core.contracts.settings import KeyspaceSettings
@@ -31,8 +32,7 @@ from nkv_core.contracts.storage import Storage
 from nkv_core.errors import BadRequest, DeadlineExceeded, Stopping
 from nkv_core.keys import EVERYTHING, Pattern
 from nkv_core.keyspace.book import Book
-from nkv_core.keyspace.checking import Checker, size_of
-from nkv_core.keyspace.committer import Tails
+from nkv_core.keyspace.checking import WRITE_BYTES, Checker, size_of
 from nkv_core.keyspace.draft import Draft
 from nkv_core.keyspace.engine import Engine, open_engine
 from nkv_core.keyspace.figures import measurements_of, status_of
@@ -41,6 +41,9 @@ from nkv_core.keyspace.plans import apply_foreign, carry_out, carry_out_all
 from nkv_core.keyspace.reading import Steps
 from nkv_core.keyspace.state import PluginState
 from nkv_core.keyspace.upkeep import Upkeep
+from nkv_core.keyspace.view import DraftView
+from nkv_core.keyspace.writes import Tails
+from nkv_core.loop import Pending
 from nkv_core.records import Record, Token, wall_clock
 
 T = TypeVar("T")
@@ -86,8 +89,6 @@ class LocalKeyspace:
         self._get: Callable[[str, bytes], Record | None] | None = None  # only where it reads inline
         self._tails: Final = Tails()
         self._taken_over: anyio.Event | None = None  # while it runs
-        #: Slows writers down while somebody who follows cannot keep up.
-        self.brake: Callable[[], Awaitable[None]] | None = None
 
     # --- its life -----------------------------------------------------------------------------
 
@@ -349,10 +350,38 @@ class LocalKeyspace:
             taken += await self.write(partial(apply_foreign, part), size)
         return taken
 
+    # --- without waiting: `contracts.keyspace.Prompt` --------------------------------------------
+
+    def get_now(self, key: str) -> Record | Awaitable[Record | None] | None:
+        """The record of a key, or None; to be awaited where the storage reads in a thread."""
+        if self._get is not None:
+            return self._get(key, self._check_key(key))
+        return self.get(key)
+
+    def write_now(self, operation: Operation) -> Written | Pending[Written]:
+        """Carry out one operation; to be awaited where the storage writes in a thread."""
+        encoded = self._checker.operation(operation)
+        return self._parts().committer.begin(
+            partial(carry_out, encoded, operation),
+            size_of(encoded, operation),
+            None,
+            None if isinstance(operation, Clear) else encoded,
+        )
+
+    def transact_now(
+        self, transaction: Transaction[T], keys: Sequence[str], size: int = 0
+    ) -> T | Pending[T]:
+        """Carry out a transaction, in its place among all writes: it never has to be repeated."""
+        checker = self._checker
+        return self._parts().committer.begin(
+            lambda draft: transaction(DraftView(draft, checker)),
+            size + WRITE_BYTES * max(len(keys), 1),
+            None,
+            checker.key(keys[0]) if len(keys) == 1 else None,
+        )
+
     async def _one(self, operation: Operation, options: Options) -> Written:
         encoded = self._checker.operation(operation)
-        if self.brake is not None:
-            await self.brake()
         return await self._parts().committer.write(
             partial(carry_out, encoded, operation),
             size_of(encoded, operation),
@@ -364,8 +393,6 @@ class LocalKeyspace:
         self, plan: Callable[[Draft], T], size: int, deadline: float | None = None
     ) -> T:
         """Have a write planned and committed."""
-        if self.brake is not None:
-            await self.brake()
         return await self._parts().committer.write(plan, size, deadline)
 
 

@@ -15,6 +15,7 @@ from anyio.abc import TaskGroup, TaskStatus
 
 from nkv_core.config import section_of
 from nkv_core.contracts.context import NodeView
+from nkv_core.contracts.mesh import Mesh
 from nkv_core.contracts.settings import PluginSettings
 from nkv_core.contracts.storage import Storage
 from nkv_core.contracts.watch import Hub
@@ -74,9 +75,10 @@ class PluginHost:
         self._dispatcher = dispatcher
         self._services = Services(
             dispatcher=dispatcher,
-            broker=Broker(beyond_loopback=insecure or authenticated),
+            broker=Broker(insecure=insecure, authenticated=authenticated),
             data_dir=data_dir,
             node=node,
+            offered=self._offered,
         )
         self._lock = anyio.Lock()
         self._tasks: TaskGroup | None = None
@@ -143,7 +145,7 @@ class PluginHost:
                     f"{candidate.spec} is the plugin {candidate.name}; it cannot replace {name}."
                 )
             old, since = slot.generation, slot.loaded_at
-            generation = self._generation(candidate)
+            generation = self._generation(candidate, old.undone)
             given = slot.given if settings is None else settings
             try:
                 await self._prepare(generation, given)
@@ -154,7 +156,7 @@ class PluginHost:
                 raise
             slot.given, slot.loaded_at, slot.failure = given, wall_clock(), None
             if slot.departure is None:  # else it has gone already
-                self._retire(old, since)
+                self._retire(old, since, goodbye=False)
             slot.departure = None
             return self._info(slot)
 
@@ -176,8 +178,8 @@ class PluginHost:
         self._stopping.set()
         async with self._lock:
             slots = [s for name, s in self._slots.items() if held or name not in self._held]
-            slots.sort(key=lambda slot: (slot.generation.transport is None, -slot.order))
-            transports = [slot for slot in slots if slot.generation.transport is not None]
+            slots.sort(key=lambda slot: (slot.generation.serving.transport is None, -slot.order))
+            transports = [slot for slot in slots if slot.generation.serving.transport is not None]
             await _all_over([self._take_out(slot) for slot in transports])
             for slot in slots[len(transports) :]:
                 await _all_over([self._take_out(slot)])
@@ -237,10 +239,7 @@ class PluginHost:
                 f"No loaded plugin offers a storage called {name}."
                 f" Asked were: {', '.join(asked) or 'none'}."
             )
-        if len(offers) > 1:
-            raise PluginInvalid(
-                f"The storage {name} is offered twice, by {' and by '.join(offers)}: unload one."
-            )
+        _only_offer(f"storage {name}", offers)
         ((plugin, storage),) = offers.items()
         return storage, plugin
 
@@ -261,6 +260,24 @@ class PluginHost:
         except SettingsError as error:
             return generation.settings, error
 
+    @property
+    def mesh(self) -> Mesh | None:
+        """The mesh around the node's own keyspace, if there is one."""
+        return self._services.mesh
+
+    def _offered(self, hook: str, name: str, asking: str) -> Any:
+        """What other plugins than `asking` offer under a name.
+
+        Raises `PluginNotFound`, and `PluginInvalid` where two do.
+        """
+        offers = {
+            plugin: offer
+            for plugin, slot in self._slots.items()
+            if plugin != asking and slot.generation.state == "active"
+            if (offer := slot.generation.offer(hook, name)) is not None
+        }
+        return _only_offer(f"{hook.removeprefix('nkv_')} called {name}", offers)
+
     # --- one generation in, one out ---------------------------------------------------------------
 
     async def _find(self, spec: str) -> discovery.Candidate:
@@ -271,7 +288,9 @@ class PluginHost:
             f"Looking for {spec} took longer than {self._settings.setup_deadline:g} s."
         )
 
-    def _generation(self, candidate: discovery.Candidate) -> Generation:
+    def _generation(
+        self, candidate: discovery.Candidate, predecessor: Event | None = None
+    ) -> Generation:
         number = self._numbers[candidate.name] = self._numbers.get(candidate.name, 0) + 1
         return Generation(
             candidate,
@@ -280,6 +299,7 @@ class PluginHost:
             services=self._services,
             features=self._features,
             failed=self._failed,
+            predecessor=predecessor,
         )
 
     async def _prepare(self, generation: Generation, settings: Mapping[str, Any] | None) -> None:
@@ -327,12 +347,12 @@ class PluginHost:
         self._dispatcher.switch(leave=generation.owner)
         return self._retire(generation, slot.loaded_at)
 
-    def _retire(self, generation: Generation, loaded_at: int) -> Departure:
+    def _retire(self, generation: Generation, loaded_at: int, *, goodbye: bool = True) -> Departure:
         assert self._tasks is not None  # noqa: S101  # it was loaded, so that we run
         departure = Departure(generation, loaded_at, self._collector)
         self._departures = [one for one in self._departures if not one.is_past()]
         self._departures.append(departure)
-        generation.step_down()
+        generation.step_down(goodbye=goodbye)
         self._tasks.start_soon(self._see_off, departure, name=f"nkv: retire {generation.owner!r}")
         return departure
 
@@ -369,9 +389,9 @@ class PluginHost:
     def _features(self, listener: str) -> frozenset[str] | None:
         """What handlers for a listener may be besides plain ones; None where nobody serves it."""
         for slot in self._slots.values():
-            transport = slot.generation.transport
-            if transport is not None and slot.generation.listener == listener:
-                return transport.features
+            serving = slot.generation.serving
+            if serving.transport is not None and serving.listener == listener:
+                return serving.transport.features
         return None
 
     def _slot(self, name: str) -> Slot:
@@ -392,6 +412,18 @@ class PluginHost:
             failure=slot.failure,
             in_use=self._held.get(slot.generation.name),
         )
+
+
+def _only_offer(what: str, offers: Mapping[str, Any]) -> Any:
+    """The one among the offers of plugins. Raises `PluginNotFound` or `PluginInvalid`."""
+    if not offers:
+        raise PluginNotFound(f"No loaded plugin offers a {what}.")
+    if len(offers) > 1:
+        raise PluginInvalid(
+            f"The {what} is offered twice, by {' and by '.join(offers)}: unload one."
+        )
+    (offer,) = offers.values()
+    return offer
 
 
 async def _all_over(departures: list[Departure]) -> None:

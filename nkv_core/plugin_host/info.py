@@ -15,7 +15,7 @@ class PluginInfo(msgspec.Struct, frozen=True, kw_only=True):
     state: State
     generation: int
     sha256: str
-    kinds: tuple[str, ...]  #: of `storage`, `transport`, `handlers`, `setup`, `listeners`
+    kinds: tuple[str, ...]  #: `storage`, `transport`, `mesh`, ...; see `registry.KINDS`
     section: str  #: of its settings
     loaded_at: int  #: milliseconds since 1970
     error: str | None = None  #: why it failed, or why its last replacement did

@@ -7,7 +7,8 @@ and all: the scope that they stood on is gone.
 """
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Final, Literal
 
 import anyio
@@ -15,24 +16,25 @@ from anyio import CancelScope, Event, current_time
 from anyio.abc import TaskGroup
 
 from nkv_core.config import section_of
-from nkv_core.contracts.context import Address, Listener
+from nkv_core.contracts.context import Address, Guard, Listener
 from nkv_core.contracts.owner import Owner
 from nkv_core.contracts.settings import PluginSettings
-from nkv_core.contracts.transport import Transport
 from nkv_core.dispatch import Registration
-from nkv_core.errors import NkvError, PluginSetupFailed
+from nkv_core.errors import NkvError, PluginSetupFailed, Unreachable
 from nkv_core.events import Connect, Disconnect
 from nkv_core.handlers import Features, HandlerCollector
 from nkv_core.loop import Worker
 from nkv_core.plugin_host import blame
+from nkv_core.plugin_host.broker import Held
 from nkv_core.plugin_host.changes import ChangeFeed
 from nkv_core.plugin_host.context import PluginContext, Services
 from nkv_core.plugin_host.discovery import Candidate
 from nkv_core.plugin_host.leaks import Witnesses, threads_in
 from nkv_core.plugin_host.modules import Modules
-from nkv_core.plugin_host.offers import checked_transport, converted, managed
+from nkv_core.plugin_host.offers import converted, managed
 from nkv_core.plugin_host.registry import Hooks, Implementation
 from nkv_core.plugin_host.scope import ANY_ERROR, GRACE, Scope
+from nkv_core.plugin_host.serving import Serving
 from nkv_core.plugin_host.source import Source, read_source
 from nkv_core.records import Change
 
@@ -47,8 +49,6 @@ State = Literal[
     "failed",
     "leaked",
 ]
-
-_TRANSPORT: Final = "nkv_transport_"
 
 log = logging.getLogger("nkv.plugins")
 
@@ -65,8 +65,11 @@ class Generation:
         services: Services,
         features: Features,
         failed: Callable[["Generation"], None],
+        predecessor: Event | None = None,
     ) -> None:
-        """`failed` is called where it fails by itself while it is active."""
+        """`failed` is called where it fails by itself while it is active; `predecessor` is set once
+        nothing is left of the generation that it replaces.
+        """
         self.candidate: Final = candidate
         self.owner: Final = Owner(candidate.name, number)
         self.state: State = "discovered"
@@ -74,14 +77,16 @@ class Generation:
         self.sha256 = ""
         self.hooks: Hooks = Hooks({})
         self.settings: Any = None
-        self.transport: Transport | None = None
         self.witnesses: Witnesses | None = None
-        #: The transport's name, which is that of the listener whose handlers it serves.
-        self.listener: Final = candidate.name.removeprefix(_TRANSPORT)
+        self.serving: Final = Serving(
+            candidate.name, deadline=settings.transport_drain_deadline, failed=self._fail
+        )
         self.kinds: tuple[str, ...] = ()
+        self._scheme = ""  #: of the addresses of one that listens and is no transport
         self._services = services
         self._limits = settings
         self._tell_failed = failed
+        self._predecessor = predecessor
         self._modules: Modules | None = None
         self._handlers = HandlerCollector(self.owner, features)
         self._feed: ChangeFeed | None = None
@@ -93,9 +98,6 @@ class Generation:
         self._step = "reading it"
         self._in_charge = False
         self.undone: Final = Event()  #: nothing of it is left in the node
-        self._serving = Event()  #: the transport accepts connections, or never will
-        self._served = Event()  #: the transport has ended
-        self._stop = Event()  #: the transport is to end
         self._idle = Event()  #: nothing runs in its name any more
 
     @property
@@ -197,7 +199,7 @@ class Generation:
     async def discard(self) -> None:
         """Leave the scope of a generation that never came to serve."""
         self.owner.draining = True
-        self._stop.set()
+        self.serving.end()
         self._finish(await self._scope.give_up())
 
     async def _live(self) -> None:
@@ -217,6 +219,9 @@ class Generation:
             stack=scope.stack,
             handlers=self._handlers,
             listen=self._listen,
+            reach=self._reach,
+            predecessor=self._predecessor,
+            offered=self._offered,
         )
         for hook in self.hooks.all("nkv_setup"):
             self._step = "nkv_setup"
@@ -224,37 +229,43 @@ class Generation:
         self._step = "nkv_handlers"
         for hook in self.hooks.all("nkv_handlers"):
             hook(handlers=self._handlers)
-        self._step = "nkv_transport"
-        offer = self.hooks.one("nkv_transport")
-        if offer is not None:
-            offered = offer(name=self.listener, settings=self.settings)
-            self.transport = checked_transport(self.name, self.listener, offered)
-            self._step = "starting its transport"
-            scope.tasks.start_soon(self._serve, self.transport, context)
-            await self._serving.wait()
+        self._step = "nkv_transport or nkv_mesh"
+        self.serving.take(self.hooks, self.settings, context, self._services)
+        if self.serving.any:
+            self._step = f"starting its {self.serving.kind}"
+            scope.tasks.start_soon(self.serving.run)
+            await self.serving.started.wait()
 
-    async def _serve(self, transport: Transport, context: PluginContext) -> None:
-        """Run the transport. That it ends without being told to is a failure as well."""
-        try:
-            await transport.serve(
-                context,
-                started=self._serving.set,
-                stop=self._stop,
-                deadline=self._limits.transport_drain_deadline,
-            )
-            if not self._stop.is_set():
-                self._fail(PluginSetupFailed(f"{self.name}: its transport ended by itself."))
-        except ANY_ERROR as error:
-            self._fail(error)
-        finally:
-            self._serving.set()
-            self._served.set()
+    def offer(self, hook: str, name: str) -> Any:
+        """What it offers under a name, given its own settings; None where it offers no such."""
+        found = self.hooks.one(hook)
+        return None if found is None else self.ask(found, name=name, settings=self.settings)
 
-    async def _listen(self, address: Address) -> Listener:
-        listener = await self._services.broker.listen(self.owner, address)
+    def _offered(self, hook: str, name: str) -> Any:
+        own = self.offer(hook, name)
+        return self._services.offered(hook, name, self.name) if own is None else own
+
+    async def _listen(self, address: Address, *, guard: Guard, scheme: str) -> Listener:
+        self._scheme = scheme
+        listener = await self._services.broker.listen(self.owner, address, guard)
         if self.state == "active":
             self._announce()
         return listener
+
+    @contextmanager
+    def _reach(self, host: str, port: int) -> Iterator[None]:
+        place = self._services.broker.reach(self.owner, host, port)
+        if self.state == "active":
+            self._announce()
+        error: NkvError | None = None
+        try:
+            yield
+        except Exception as raised:
+            # One of ours: events may be kept, and what was raised holds the frames of the plugin.
+            error = Unreachable(f"{host}:{port}: {raised}")
+            raise
+        finally:
+            self._tell_closed(self._services.broker.release(self.owner, place), error)
 
     # --- in charge --------------------------------------------------------------------------------
 
@@ -272,6 +283,8 @@ class Generation:
         self.state = "active"
         self._in_charge = True
         self._handlers.live(self._services.dispatcher)
+        if self.serving.mesh is not None:
+            self._services.enclose(self.serving.mesh, self.name)
         self.follow_changes()
         self._announce()
 
@@ -287,8 +300,16 @@ class Generation:
         for held in self._services.broker.used_by(self.owner):
             if not held.announced:
                 held.announced = True
-                scheme = "" if self.transport is None else self.transport.scheme
-                self._services.dispatcher.emit(Connect(*held.place, self.listener, scheme))
+                transport = self.serving.transport
+                scheme = self._scheme if transport is None else transport.scheme
+                self._services.dispatcher.emit(Connect(*held.place, self.serving.listener, scheme))
+
+    def _tell_closed(self, closed: list[Held], error: BaseException | None) -> None:
+        for held in closed:
+            if held.announced:
+                self._services.dispatcher.emit(
+                    Disconnect(*held.place, self.serving.listener, error)
+                )
 
     def show_lines(self) -> None:
         """Have tracebacks show this generation's source again."""
@@ -297,16 +318,21 @@ class Generation:
 
     # --- to the end -------------------------------------------------------------------------------
 
-    def step_down(self) -> None:
-        """Begin to drain, now that the dispatcher has let go of it."""
+    def step_down(self, *, goodbye: bool = False) -> None:
+        """Begin to drain, now that the dispatcher has let go of it.
+
+        `goodbye`: nobody takes its place, and other nodes are to be told.
+        """
         self._in_charge = False
+        if self.serving.mesh is not None:
+            self._services.disclose(self.serving.mesh)
         if self.state != "failed":
             self.state = "draining"
         try:
             self.owner.drain(self._idle.set)
         except Exception as error:  # noqa: BLE001  # a transport's goodbye; the deadline ends it
             log.error("%r could not say goodbye: %s", self.owner, blame.whole_story(error))
-        self._stop.set()
+        self.serving.end(goodbye=goodbye)
         if self._feed is not None:
             self._feed.finish()
 
@@ -319,8 +345,8 @@ class Generation:
             await self._idle.wait()
             if self._feed is not None:
                 await self._feed.finished.wait()
-            if self.transport is not None:
-                await self._served.wait()
+            if self.serving.any:
+                await self.serving.ended.wait()
         cut = self.owner.cut()
         if cut:
             log.warning("%r was drained no longer: %d requests were cut.", self.owner, cut)
@@ -341,15 +367,16 @@ class Generation:
     @property
     def drain_deadline(self) -> float:
         """Seconds that it may take to finish what is under way."""
-        if self.transport is None:
+        if not self.serving.any:
             return self._limits.drain_deadline
-        # The transport keeps the deadline by itself, and closes by force what is left.
+        # What serves keeps the deadline by itself, and closes by force what is left.
         return self._limits.transport_drain_deadline + GRACE
 
     def forget(self) -> None:
         """Let go of everything of the plugin's, so that only others can still hold it."""
         self.hooks = Hooks({})
-        self.settings = self.transport = self._feed = self._modules = None
+        self.settings = self._feed = self._modules = None
+        self.serving.forget()
         self._handlers = HandlerCollector(self.owner, lambda _: None)
 
     def undo(self) -> None:
@@ -358,10 +385,7 @@ class Generation:
             return
         if self._in_charge:
             self._services.dispatcher.switch(leave=self.owner)
-        for held in self._services.broker.release(self.owner):
-            if held.announced:
-                event = Disconnect(*held.place, self.listener, self.error)
-                self._services.dispatcher.emit(event)
+        self._tell_closed(self._services.broker.release(self.owner), self.error)
         if self._modules is not None:
             self._services.registry.unregister(self._modules.prefix)
             self._modules.remove()

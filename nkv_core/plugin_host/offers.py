@@ -6,12 +6,11 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-import anyio
 import msgspec
 
 from nkv_core.config import convert_section
-from nkv_core.contracts.transport import Transport
 from nkv_core.errors import PluginSetupFailed
+from nkv_core.loop import refuse_other_backends
 
 
 def merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
@@ -54,14 +53,11 @@ def managed(plugin: str, made: Any) -> AbstractAsyncContextManager[Any]:
     )
 
 
-def checked_transport(plugin: str, listener: str, offered: Any) -> Transport:
-    """What `nkv_transport` returned for `listener`, if it runs on the backend that we run on."""
+def checked(plugin: str, kind: str, name: str, offered: Any) -> Any:
+    """The transport or mesh that a hook returned for `name`, if it runs on the backend that we run
+    on. Raises `PluginSetupFailed`.
+    """
     if offered is None:
-        raise PluginSetupFailed(f"{plugin} offers no transport called {listener}.")
-    backend = anyio.get_cancelled_exc_class().__module__.partition(".")[0]
-    if backend not in offered.backends:
-        raise PluginSetupFailed(
-            f"The transport {listener} does not run on {backend}, only on"
-            f" {', '.join(sorted(offered.backends)) or 'nothing'}: set node.backend."
-        )
-    return offered  # type: ignore[no-any-return]
+        raise PluginSetupFailed(f"{plugin} offers no {kind} called {name}.")
+    refuse_other_backends(f"The {kind} {name}", offered.backends)
+    return offered

@@ -19,6 +19,7 @@ from nkv_core.contracts.context import LifecycleHooks
 from nkv_core.contracts.handlers import HandlerHooks
 from nkv_core.contracts.listeners import ListenerHooks
 from nkv_core.contracts.markers import PRIORITY_ATTRIBUTE, PROJECT
+from nkv_core.contracts.mesh import MeshHooks
 from nkv_core.contracts.owner import Owner
 from nkv_core.contracts.storage import StorageHooks
 from nkv_core.contracts.transport import TransportHooks
@@ -26,6 +27,8 @@ from nkv_core.errors import PluginInvalid
 from nkv_core.events import (
     Connect,
     Disconnect,
+    PeerDown,
+    PeerUp,
     PluginFailed,
     PluginLoaded,
     PluginUnloaded,
@@ -41,6 +44,7 @@ SPECIFICATIONS: Final = (
     ListenerHooks,
     StorageHooks,
     TransportHooks,
+    MeshHooks,
 )
 
 EVENTS: Final[dict[str, type]] = {
@@ -53,17 +57,29 @@ EVENTS: Final[dict[str, type]] = {
     "nkv_plugin_loaded": PluginLoaded,
     "nkv_plugin_unloaded": PluginUnloaded,
     "nkv_plugin_failed": PluginFailed,
+    "nkv_peer_up": PeerUp,
+    "nkv_peer_down": PeerDown,
 }
 
 #: What a plugin is, by the hooks that it implements.
 KINDS: Final = {
     "nkv_storage": "storage",
     "nkv_transport": "transport",
+    "nkv_mesh": "mesh",
+    "nkv_merger": "merger",
+    "nkv_discovery": "discovery",
     "nkv_handlers": "handlers",
     "nkv_setup": "setup",
 }
 #: May be implemented once in a plugin: there is one answer.
-_SINGLE: Final = ("nkv_settings", "nkv_storage", "nkv_transport")
+_SINGLE: Final = (
+    "nkv_settings",
+    "nkv_storage",
+    "nkv_transport",
+    "nkv_mesh",
+    "nkv_merger",
+    "nkv_discovery",
+)
 #: May be async: these are awaited; what `nkv_setup` returns is looked at when it is called.
 _ASYNC: Final = frozenset({*EVENTS, "nkv_setup"})
 
@@ -96,7 +112,7 @@ class Hooks:
 
     @property
     def kinds(self) -> tuple[str, ...]:
-        """What the plugin is: `storage`, `transport`, `handlers`, `setup`, `listeners`."""
+        """What the plugin is: of the values of `KINDS`, and `listeners`."""
         kinds = [kind for hook, kind in KINDS.items() if hook in self._found]
         if any(hook in self._found for hook in EVENTS):
             kinds.append("listeners")

@@ -7,12 +7,13 @@ from pathlib import Path
 from nkv_core.contracts.context import LifecycleHooks
 from nkv_core.contracts.handlers import HandlerHooks
 from nkv_core.contracts.listeners import ListenerHooks
+from nkv_core.contracts.mesh import MeshHooks
 from nkv_core.contracts.storage import StorageHooks
 from nkv_core.contracts.transport import TransportHooks
 from nkv_core.plugin_host.registry import SPECIFICATIONS
 
 DOCUMENT = (Path(__file__).parents[2] / "docs" / "hooks.md").read_text()
-KNOWN = (LifecycleHooks, HandlerHooks, ListenerHooks, StorageHooks, TransportHooks)
+KNOWN = (LifecycleHooks, HandlerHooks, ListenerHooks, StorageHooks, TransportHooks, MeshHooks)
 
 
 def specified():
