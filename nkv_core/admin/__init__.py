@@ -9,5 +9,15 @@ from nkv_core.admin.calling import call_admin
 from nkv_core.admin.mesh import mesh_verbs
 from nkv_core.admin.plugins import plugin_verbs
 from nkv_core.admin.server import Call, Verb, serve_admin, verbs
+from nkv_core.admin.storage import storage_verbs
 
-__all__ = ["Call", "Verb", "call_admin", "mesh_verbs", "plugin_verbs", "serve_admin", "verbs"]
+__all__ = [
+    "Call",
+    "Verb",
+    "call_admin",
+    "mesh_verbs",
+    "plugin_verbs",
+    "serve_admin",
+    "storage_verbs",
+    "verbs",
+]

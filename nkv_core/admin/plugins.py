@@ -35,15 +35,15 @@ def plugin_verbs(host: "PluginHost") -> dict[str, Verb]:
         return host.plugins()
 
     async def load(call: Call) -> Any:
-        params = _params(call, _Load)
+        params = params_of(call, _Load)
         return await host.load(params.spec, params.settings)
 
     async def replace(call: Call) -> Any:
-        params = _params(call, _Replace)
+        params = params_of(call, _Replace)
         return await host.replace(params.name, params.spec, params.settings)
 
     async def unload(call: Call) -> None:
-        await host.unload(_params(call, _Unload).name)
+        await host.unload(params_of(call, _Unload).name)
 
     return {
         "plugins.list": list_,
@@ -53,7 +53,8 @@ def plugin_verbs(host: "PluginHost") -> dict[str, Verb]:
     }
 
 
-def _params(call: Call, into: type[S]) -> S:
+def params_of(call: Call, into: type[S]) -> S:
+    """What a verb is called with, as this type. Raises `BadRequest`."""
     try:
         return msgspec.convert(call.params, into)
     except msgspec.ValidationError as error:

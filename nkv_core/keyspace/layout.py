@@ -28,6 +28,10 @@ META_HISTORY: Final = b"history"  #: id of the history, text
 META_LOG: Final = b"log"  #: what the change log has forgotten: see `log`
 META_RECLAIM: Final = b"reclaim:"  #: and a prefix: a clear whose records still take up room
 
+META_FENCE: Final = (
+    b"fence"  #: id of a migration: the store is in charge only if the journal says so
+)
+
 _NUMBER: Final = struct.Struct(">Q")
 
 Pairs = list[tuple[bytes, bytes]]

@@ -31,12 +31,11 @@ from nkv_core.contracts.settings import KeyspaceSettings
 from nkv_core.contracts.storage import Storage
 from nkv_core.errors import BadRequest, DeadlineExceeded, Stopping
 from nkv_core.keys import EVERYTHING, Pattern
-from nkv_core.keyspace.book import Book
 from nkv_core.keyspace.checking import WRITE_BYTES, Checker, size_of
 from nkv_core.keyspace.draft import Draft
 from nkv_core.keyspace.engine import Engine, open_engine
 from nkv_core.keyspace.figures import measurements_of, status_of
-from nkv_core.keyspace.opening import open_book
+from nkv_core.keyspace.opening import open_book, open_target
 from nkv_core.keyspace.plans import apply_foreign, carry_out, carry_out_all
 from nkv_core.keyspace.reading import Steps
 from nkv_core.keyspace.state import PluginState
@@ -74,15 +73,17 @@ class LocalKeyspace:
         node_id: int,
         wall: Callable[[], int] = wall_clock,
         copy_to: Path | None = None,
+        in_charge: bool = False,
     ) -> None:
         """`wall` gives milliseconds since 1970; `copy_to` is a folder for a copy of the store
-        should it have to be upgraded.
+        should it have to be upgraded; `in_charge` says that a journal names the storage.
         """
         self._storage = storage
         self._settings: Final = settings
         self._node_id: Final = node_id
         self._wall: Final = wall
         self._copy_to: Final = copy_to
+        self._in_charge: Final = in_charge
         self._checker: Final = Checker(settings)
         self._check_key: Final = self._checker.key
         self._open: Engine | None = None
@@ -106,6 +107,7 @@ class LocalKeyspace:
             node_id=self._node_id,
             wall=self._wall,
             copy_to=self._copy_to,
+            in_charge=self._in_charge,
         )
         self._use(await open_engine(self._storage, self._settings, opening, self._tails))
 
@@ -136,8 +138,16 @@ class LocalKeyspace:
         """What is in charge. Raises `Stopping` where the keyspace is not open."""
         return self._parts()
 
-    async def open_beside(self, storage: Storage, opening: Callable[[], Book]) -> Engine:
-        """Open a storage that is to follow the one in charge."""
+    async def open_beside(self, storage: Storage, fence: bytes) -> Engine:
+        """Open a storage that is to follow the one in charge: see `opening.open_target`."""
+        opening = partial(
+            open_target,
+            storage,
+            node_id=self._node_id,
+            history=self.history,
+            wall=self._wall,
+            fence=fence,
+        )
         return await open_engine(storage, self._settings, opening, aside=True)
 
     def take_over(self, engine: Engine) -> None:
@@ -147,6 +157,7 @@ class LocalKeyspace:
         before = self._parts()
         engine.book.clock.observe(before.book.clock.last)
         engine.book.revision = max(engine.book.revision, before.book.revision)
+        engine.book.state_sizes.clear()
         engine.upkeep.expired = before.upkeep.expired
         self._use(engine)
         before.committer.hand_over(engine.committer)

@@ -216,8 +216,9 @@ class PluginHost:
         """The names of the plugins that are installed, loaded or not."""
         return discovery.available()
 
-    def storage(self, name: str) -> tuple[Storage, str]:
-        """The storage of this name, not yet open, and the name of the plugin that offers it.
+    def storage(self, name: str, given: Mapping[str, Any] | None = None) -> tuple[Storage, str]:
+        """The storage of this name, not yet open, and the name of the plugin that offers it. What
+        is `given` goes over the settings of its section.
 
         Raises `PluginNotFound`, and `PluginInvalid` where two offer it.
         """
@@ -228,7 +229,7 @@ class PluginHost:
             if hook is None or slot.generation.state != "active":
                 continue
             asked.append(plugin)
-            settings, error = self._storage_settings(slot.generation, name)
+            settings, error = self._storage_settings(slot.generation, name, given)
             offered = slot.generation.ask(hook, name=name, settings=settings)
             if offered is not None:
                 if error is not None:
@@ -244,7 +245,7 @@ class PluginHost:
         return storage, plugin
 
     def _storage_settings(
-        self, generation: Generation, name: str
+        self, generation: Generation, name: str, over: Mapping[str, Any] | None
     ) -> tuple[Any, SettingsError | None]:
         """The section `storage.NAME` for a plugin that may or may not know that name.
 
@@ -253,7 +254,9 @@ class PluginHost:
         """
         section = f"storage.{name}"
         given = self._sections(section)
-        if section_of(generation.name).startswith("storage.") or not given:
+        if over:
+            given = merged(given, over)
+        elif section_of(generation.name).startswith("storage.") or not given:
             return generation.settings, None
         try:
             return generation.convert(section, given), None

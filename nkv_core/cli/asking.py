@@ -1,0 +1,62 @@
+"""Asking a running node over its admin socket: what the commands that do so have in common."""
+
+import functools
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Concatenate, Final, ParamSpec, TypeVar
+
+import click
+
+from nkv_core.cli.serve import config_file
+from nkv_core.config import load_settings, nested, parse_assignment
+from nkv_core.data_dir import ADMIN_SOCKET
+
+#: Seconds: a plugin's set-up and the draining of what it replaces have deadlines of their own.
+_TIMEOUT: Final = 120.0
+
+P = ParamSpec("P")
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def data_dir(envvar: str | None = None) -> Callable[[Command], Command]:
+    """The option that says which node is meant."""
+    return click.option(
+        "--data-dir",
+        metavar="DIR",
+        envvar=envvar,
+        show_envvar=True,
+        help="Of the running node.  [./nkv-data]",
+    )
+
+
+def of_node(function: Callable[Concatenate[Path, P], None]) -> Callable[P, None]:
+    """Give a command the path of a node's socket. The folder may be named behind the command too,
+    where most would look for it.
+    """
+
+    @data_dir()
+    @click.pass_context
+    @functools.wraps(function)
+    def command(ctx: click.Context, /, *args: P.args, **options: P.kwargs) -> None:
+        folder = options.pop("data_dir") or ctx.obj
+        if folder is None:
+            folder = load_settings(config=config_file(), environ=os.environ).node.data_dir
+        function(Path(str(folder)) / ADMIN_SOCKET, *args, **options)
+
+    return command
+
+
+as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
+def ask(path: Path, verb: str, params: Mapping[str, Any] | None = None) -> Any:
+    """Ask, and wait for the answer. Raises as `call_admin`."""
+    from nkv_core.admin import call_admin  # noqa: PLC0415  # the help needs none of it
+
+    return call_admin(path, verb, params, timeout=_TIMEOUT)
+
+
+def values(assignments: tuple[str, ...]) -> dict[str, Any] | None:
+    """What `--set` was given, as tables in tables."""
+    return nested(dict(map(parse_assignment, assignments))) or None
