@@ -4,7 +4,8 @@ The order matters: clears before the records that they hide. Each page is read a
 taken only where it is later than what is there, while following goes on.
 """
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
 from functools import partial
 from time import monotonic
 from typing import Final
@@ -16,7 +17,7 @@ from nkv_core.keyspace.draft import Draft
 from nkv_core.keyspace.engine import Engine
 from nkv_core.keyspace.layout import META_LOG, Pairs, behind, pack_number
 from nkv_core.keyspace.log import pack_mark
-from nkv_core.keyspace.migration.following import LOW, Follower, persist
+from nkv_core.keyspace.migration.following import Follower, persist
 from nkv_core.keyspace.migration.replay import take_log, take_records, take_state, take_tombstones
 from nkv_core.keyspace.reading import Steps
 
@@ -31,13 +32,14 @@ async def copy_all(follower: Follower, copied: Callable[[int], None]) -> None:
     leader, heir = follower.leader, follower.heir
 
     async def take(table: Table, plan: Callable[[Pairs, Draft], None], stop: bytes | None) -> None:
-        async for pairs in pages(leader, table, stop):
-            begun = monotonic()
-            await persist(heir, partial(plan, pairs))
-            if table == "records":
-                copied(len(pairs))
-            await follower.caught_up(LOW)
-            await anyio.sleep((monotonic() - begun) * _REST)
+        async with aclosing(pages(leader, table, stop)) as found:
+            async for pairs in found:
+                begun = monotonic()
+                await persist(heir, partial(plan, pairs))
+                if table == "records":
+                    copied(len(pairs))
+                await follower.kept_up()
+                await anyio.sleep((monotonic() - begun) * _REST)
 
     await take("changes", take_log, pack_number(follower.since + 1))
     # Read behind that: what was forgotten meanwhile may be missing in the copy.
@@ -49,7 +51,9 @@ async def copy_all(follower: Follower, copied: Callable[[int], None]) -> None:
     await take("records", take_records, None)
 
 
-async def pages(engine: Engine, table: Table, stop: bytes | None = None) -> AsyncIterator[Pairs]:
+async def pages(
+    engine: Engine, table: Table, stop: bytes | None = None
+) -> AsyncGenerator[Pairs, None]:
     """All rows of a table, some at a time, each page as it is when it is asked for."""
     start, rows = b"", _PAGE_ROWS[0]
     while pairs := await engine.read(page(engine.storage, table, start, stop, rows), READ_DEADLINE):

@@ -19,9 +19,9 @@ from nkv_core.loop import Waiter, waiter_maker
 
 T = TypeVar("T")
 
-HIGH: Final = 256 * 1024  #: bytes that wait: from here on writers are slowed down
-LOW: Final = 64 * 1024  #: and down to here
-MOST: Final = 64 * 1024 * 1024  #: more is not kept in memory: following fails
+_HIGH: Final = 256 * 1024  # bytes that wait: from here on writers are slowed down
+_LOW: Final = 64 * 1024  # and down to here
+_MOST: Final = 64 * 1024 * 1024  # more is not kept in memory: following fails
 _AT_ONCE: Final = 256 * 1024  # bytes that are carried over in one write
 _LONGEST_HOLD: Final = 0.05  # seconds that writers are held at a time
 _STALLED: Final = 1.0  # seconds: a write that takes longer holds nobody up
@@ -45,8 +45,8 @@ class Follower:
         self.backlog = 0
         self.carried = 0  #: groups
         self.failures = 0  #: writes that were tried again
+        self._told_of = 0  # groups
         self._queue: list[Draft] = []
-        self._under_way: list[Draft] = []
         self._begun: float | None = None  # when the write under way was begun
         self._held = 0.0  # since when writers are held
         self._error: Exception | None = None
@@ -63,10 +63,11 @@ class Follower:
             return
         self.state_rows.update(state)
         self._queue.append(draft)
+        self._told_of += 1
         self.backlog += _size(draft)
         if self._work is not None:
             self._work.wake()
-        if self.backlog > HIGH and not self._held and not self._is_stalled():
+        if self.backlog > _HIGH and not self._held and not self._is_stalled():
             self._held = monotonic()
             self.leader.committer.hold()
 
@@ -108,17 +109,16 @@ class Follower:
                 self._work = self._new_waiter()
                 await self._work.wait()
                 self._work = None
-            if self.backlog > MOST:
+            if self.backlog > _MOST:
                 raise MigrationFailed("The other storage cannot keep up with what is written.")
             groups, size = self._next()
-            self._under_way = groups
             plan = partial(replay, groups, self.leader.book.clock.last)
             self._begun = monotonic()
             await persist(self.heir, plan, self._failed)
-            self._begun, self._under_way = None, []
+            self._begun = None
             self.backlog -= size
             self.carried += len(groups)
-            if self.backlog <= LOW:
+            if self.backlog <= _LOW:
                 self._let_go()
             self._tell()
 
@@ -148,14 +148,23 @@ class Follower:
 
     # --- waiting for it -----------------------------------------------------------------------
 
-    async def caught_up(self, backlog: int = 0) -> None:
-        """Wait until no more than so many bytes wait. Raises what following has failed with."""
-        while self.backlog > backlog or (not backlog and (self._queue or self._under_way)):
-            if self._error is not None:
-                raise MigrationFailed("What was written could not be carried over.")
-            waiter = self._new_waiter()
-            self._watchers.append(waiter)
-            await waiter.wait()
+    async def caught_up(self) -> None:
+        """Wait until all that is committed by now is carried over. Raises `MigrationFailed`."""
+        told = self._told_of
+        while self.carried < told:
+            await self._next_write()
+
+    async def kept_up(self) -> None:
+        """Wait until little waits. Raises `MigrationFailed`."""
+        while self.backlog > _LOW:
+            await self._next_write()
+
+    async def _next_write(self) -> None:
+        if self._error is not None:
+            raise MigrationFailed("What was written could not be carried over.")
+        waiter = self._new_waiter()
+        self._watchers.append(waiter)
+        await waiter.wait()
 
     def _tell(self) -> None:
         watchers, self._watchers = self._watchers, []

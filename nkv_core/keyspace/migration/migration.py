@@ -31,7 +31,7 @@ from nkv_core.keyspace.engine import Engine
 from nkv_core.keyspace.layout import META_FENCE
 from nkv_core.keyspace.local import LocalKeyspace
 from nkv_core.keyspace.migration.copying import READ_DEADLINE, copy_all
-from nkv_core.keyspace.migration.following import LOW, Follower, persist
+from nkv_core.keyspace.migration.following import Follower, persist
 from nkv_core.keyspace.migration.journal import FORMAT, Entry, Journal, Place, Unfinished
 from nkv_core.keyspace.migration.progress import Progress
 from nkv_core.keyspace.migration.replay import put_right
@@ -259,7 +259,7 @@ class Migration:
     ) -> None:
         """Put the heir in charge, behind a barrier. Raises `MigrationFailed`: then nothing is."""
         for attempt in range(_BARRIERS):
-            await follower.caught_up(LOW)
+            await follower.kept_up()
             self.progress.barriers += 1
             begun = monotonic()
             if await self._behind_barrier(follower, different, to, from_):
