@@ -50,7 +50,14 @@ def open_book(
         _pass_fence(storage, in_charge=in_charge)
         return book
 
-    return _opened(storage, take_up)
+    try:
+        return _opened(storage, take_up)
+    except StorageFull:
+        raise
+    except StorageFailed as error:
+        raise DataDamaged(error.detail) from error
+    except (ValueError, struct.error) as error:
+        raise DataDamaged(f"The store is damaged: {error}.") from error
 
 
 def open_target(
@@ -59,7 +66,8 @@ def open_target(
     """Open the storage that a migration is to go to, and make it an empty store of this history.
 
     It must be empty, or have a fence and be this node's: what another migration has left in it is
-    deleted. `fence` is the id of this one. Raises as `open_book`.
+    deleted. `fence` is the id of this one. Raises `DataDirError` where it is neither, what
+    `Storage.open` does, and `StorageFailed`: then it may be tried again.
     """
 
     def take_up() -> Book:
@@ -86,14 +94,8 @@ def _opened(storage: Storage, take_up: Callable[[], Book]) -> Book:
     storage.open()
     try:
         return take_up()
-    except BaseException as error:
+    except BaseException:
         storage.close()
-        if isinstance(error, StorageFull):
-            raise
-        if isinstance(error, StorageFailed):
-            raise DataDamaged(error.detail) from error
-        if isinstance(error, (ValueError, struct.error)):
-            raise DataDamaged(f"The store is damaged: {error}.") from error
         raise
 
 

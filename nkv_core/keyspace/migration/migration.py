@@ -25,7 +25,7 @@ from anyio import to_thread
 from anyio.abc import TaskGroup
 
 from nkv_core.contracts.storage import Storage
-from nkv_core.errors import MigrationFailed, NkvError, NoMigration, OutcomeUnknown
+from nkv_core.errors import MigrationFailed, NkvError, NoMigration, OutcomeUnknown, StorageFailed
 from nkv_core.keyspace.draft import Draft
 from nkv_core.keyspace.engine import Engine
 from nkv_core.keyspace.layout import META_FENCE
@@ -48,6 +48,7 @@ _STUCK: Final = 10.0  # seconds: a storage that is at one write for so long is g
 _FAILING: Final = 5  # groups in a row: a storage that fails so often is given up while it bakes
 _LOOK: Final = 0.1  # seconds between looks at both
 _CLOSE_DEADLINE: Final = 5.0
+_OPENINGS: Final = 3
 _OPEN_DEADLINE: Final = 120.0  # an emptied one may have had millions of records
 
 Decision = Literal["commit", "rollback"]
@@ -222,8 +223,14 @@ class Migration:
 
     async def _opened(self, fence: bytes) -> Engine:
         with anyio.move_on_after(_OPEN_DEADLINE):
-            heir = self._heir = await self._keyspace.open_beside(self._storage, fence)
-            return heir
+            for attempt in range(_OPENINGS):
+                try:
+                    heir = self._heir = await self._keyspace.open_beside(self._storage, fence)
+                except StorageFailed:
+                    if attempt + 1 == _OPENINGS:
+                        raise
+                else:
+                    return heir
         raise MigrationFailed(f"The other storage did not open in {_OPEN_DEADLINE:g} s.")
 
     async def _guarded(self, work: Callable[[], Awaitable[None]]) -> None:

@@ -5,10 +5,12 @@ import os
 import anyio
 import pytest
 
+from nkv_core.errors import StorageFailed, StorageFull
 from nkv_core.testing import Oracle
 
 SEEDS = range(20) if os.environ.get("NKV_SOAK") == "1" else [1]
 FAULTS = 0.01
+FIRST_COPIED = 10  # of all writes to a target, those before it are made while it is opened
 
 pytestmark = [pytest.mark.anyio, pytest.mark.parametrize("seed", SEEDS)]
 
@@ -78,11 +80,11 @@ async def test_the_target_fails_for_good(kept_storage, running_keyspace, start_m
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(oracle.run)
             await step_further(oracle, 1000)
-            for fail in (kept_storage.fill, kept_storage.fail_always):
+            for error in (StorageFull("It is full."), StorageFailed("It is dead.")):
                 target = kept_storage(writes="thread")
+                for nth in range(FIRST_COPIED, 1000):
+                    target.fail_nth(nth, error)
                 migration = start_migration(tasks, keyspace, target)
-                await until(lambda one=migration: one.progress.copied)
-                fail(target)
                 await migration.over.wait()
                 assert migration.progress.phase == "failed"
                 assert migration.progress.error.code == "migration_failed"
