@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, Final
 
 import anyio
@@ -48,6 +49,7 @@ class Storages:
         self._journal: Final = Journal(data.path)
         self._place = Place(settings.storage)
         self._plugin = ""  # that offers it
+        self._target_plugin = ""  # that offers what is migrated to
         self._tasks: TaskGroup | None = None
         self._migration: Migration | None = None
         self._beginning: Final = anyio.Lock()
@@ -160,7 +162,14 @@ class Storages:
     @property
     def name(self) -> str:
         """The name of the storage in charge."""
-        return self._place.storage
+        return self._in_charge()[0].storage
+
+    def _in_charge(self) -> tuple[Place, str]:
+        """The storage in charge, and the plugin that offers it."""
+        migration = self._migration
+        if migration is None or migration.in_charge is migration.source:
+            return self._place, self._plugin
+        return migration.target, self._target_plugin
 
     def migration(self) -> dict[str, Any] | None:
         """How far the migration is, or what became of the last one, for JSON."""
@@ -170,7 +179,7 @@ class Storages:
         """What `nkv storage status` shows."""
         return {
             "in_charge": self.name,
-            "plugin": self._plugin,
+            "plugin": self._in_charge()[1],
             "durable": self.keyspace.storage.durable,
             "migration": self.migration(),
         }
@@ -199,7 +208,7 @@ class Storages:
         async with self._beginning:
             before = {info.name for info in self._host.plugins() if info.state == "active"}
             place = Place(name, None, dict(settings or {}))
-            if (name, place.settings) == (self._place.storage, self._place.settings):
+            if (name, place.settings) == (self.name, self._in_charge()[0].settings):
                 raise BadRequest(f"{name} is in charge already.")
             storage, plugin = await self._find(place)
             place = Place(name, self._spec_of(plugin, name), place.settings)
@@ -216,40 +225,34 @@ class Storages:
                 if new:
                     await self._host.unload(plugin)
                 raise
-            if plugin != self._plugin:
+            if plugin != self._in_charge()[1]:
                 self._host.hold(plugin, _MIGRATING)
             migration = Migration(
                 self.keyspace,
                 storage,
-                source=self._place,
+                source=self._in_charge()[0],
                 target=place,
                 journal=self._journal,
                 bake=self._settings.keyspace.bake_time if bake is None else bake,
             )
+            self._place, self._plugin = self._in_charge()
             self._migration, self._settled = migration, anyio.Event()
-            self._tasks.start_soon(self._run, migration, plugin, new)
+            self._target_plugin = plugin
+            self._tasks.start_soon(partial(self._run, migration, new=new))
         return migration
 
-    async def _run(self, migration: Migration, plugin: str, new: bool) -> None:
+    async def _run(self, migration: Migration, *, new: bool) -> None:
         """See a migration to its end. Of the two plugins only that in charge is held then."""
-        former, settled = self._plugin, self._settled
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(migration.run)
-            await migration.switched.wait()
-            if not migration.progress.over:
-                self._place, self._plugin = migration.target, plugin
-            await migration.over.wait()
-        if migration.progress.phase == "done":
-            self._place, self._plugin = migration.target, plugin
-        else:
-            self._place, self._plugin = migration.source, former
-        idle = former if self._plugin == plugin else plugin
-        self._host.hold(self._plugin, IN_CHARGE)
-        if idle != self._plugin:
+        settled = self._settled
+        await migration.run()
+        (_, used), target = self._in_charge(), self._target_plugin
+        idle = target if used == self._plugin else self._plugin
+        self._host.hold(used, IN_CHARGE)
+        if idle != used:
             self._host.release(idle)
-            if new and idle == plugin:
+            if new and idle == target:
                 with anyio.CancelScope(shield=True):
-                    await self._unload(plugin)
+                    await self._unload(target)
         settled.set()
 
     async def _unload(self, plugin: str) -> None:

@@ -76,6 +76,7 @@ class Migration:
         self._heir: Engine | None = None
         self.source: Final = source
         self.target: Final = target
+        self.in_charge = source
         self.progress: Final = Progress(secrets.token_hex(8), source.storage, target.storage, bake)
         #: Set once it bakes, or is over.
         self.switched: Final = anyio.Event()
@@ -293,7 +294,7 @@ class Migration:
                 heir.upkeep.keeping = True
                 self._follower = Follower(heir, leader)  # what waits is written at once
                 self._keyspace.take_over(heir)
-                switched = True
+                self.in_charge, switched = to, True
             return True
         finally:
             if not switched:
