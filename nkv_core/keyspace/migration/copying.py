@@ -22,8 +22,8 @@ from nkv_core.keyspace.migration.replay import take_log, take_records, take_stat
 from nkv_core.keyspace.reading import Steps
 
 READ_DEADLINE: Final = 30.0  #: seconds for a page
-_PAGE_BYTES: Final = 64 * 1024
-_PAGE_ROWS: Final = (32, 250)  # of the first page, and at most
+_PAGE_BYTES: Final = 128 * 1024
+_PAGE_ROWS: Final = (32, 500)  # of the first page, and at most
 _REST: Final = 0.5  # of the time that a page has taken, in which others have their turn
 
 

@@ -158,7 +158,7 @@ class Migration:
         finally:
             with anyio.CancelScope(shield=True):
                 if not self.progress.over:  # the node ends
-                    await self._end(self._keyspace.engine, self.target, "done")
+                    await self._end()
                 for engine in (before, self._heir):
                     if engine is not None and engine is not self._keyspace.engine:
                         await engine.close(_CLOSE_DEADLINE)
@@ -171,10 +171,8 @@ class Migration:
         try:
             with anyio.CancelScope() as self._scope:
                 await self._migrate(before)
-        except Exception as error:
-            # Whatever a storage of somebody else's raises, the first one serves on.
-            log.exception("the migration failed")
-            self._give_up(MigrationFailed(f"The migration failed: {error!r}."))
+        except Exception as error:  # noqa: BLE001  # whatever it is, the first one serves on
+            self._give_up(_meaning(error))
         finally:
             self._scope = None
             if self._keyspace.engine is before:
@@ -237,8 +235,8 @@ class Migration:
     async def _guarded(self, work: Callable[[], Awaitable[None]]) -> None:
         try:
             await work()
-        except NkvError as error:
-            self._give_up(error)
+        except Exception as error:  # noqa: BLE001  # of a storage of anybody's: it is named
+            self._give_up(_meaning(error))
 
     async def _watch_heir(self, heir: Engine) -> None:
         while True:
@@ -344,8 +342,8 @@ class Migration:
             async def watched(work: Callable[[], Awaitable[None]], then: Decision) -> None:
                 try:
                     await work()
-                except NkvError as error:
-                    trouble.append(error)
+                except Exception as error:  # noqa: BLE001  # likewise
+                    trouble.append(_meaning(error))
                     self._decision = then
                     self._decided.set()
 
@@ -356,16 +354,13 @@ class Migration:
             with anyio.move_on_after(self.progress.bake):
                 await self._decided.wait()
                 decision = self._decision
-            if decision == "rollback" and not await self._rolled_back(follower, trouble):
-                decision = "commit"
+            if decision == "rollback":
+                await self._roll_back(follower, trouble)
             tasks.cancel_scope.cancel()
         if self._follower is not None:
             self._follower.stop()  # of a rollback, the one that was made there
         self.progress.error = trouble[0] if trouble else None
-        if decision == "rollback":
-            await self._end(former, self.source, "rolled_back")
-        else:
-            await self._end(leader, self.target, "done")
+        await self._end()
 
     async def _watch_leader(self, leader: Engine) -> None:
         """Raise `MigrationFailed` once the storage that has come into charge is none."""
@@ -378,24 +373,23 @@ class Migration:
                 committer.abandon()
                 raise MigrationFailed(f"{self.target.storage} does not come back.")
 
-    async def _rolled_back(self, follower: Follower, trouble: list[NkvError]) -> bool:
+    async def _roll_back(self, follower: Follower, trouble: list[NkvError]) -> None:
         try:
             await self._change_places(follower, set(), self.source, self.target)
-        except NkvError as error:
+        except Exception as error:
             log.exception("the migration could not be rolled back")
-            trouble.append(error)
-            return False
-        return True
+            trouble.append(_meaning(error))
 
-    async def _end(self, engine: Engine, place: Place, phase: Any) -> None:
+    async def _end(self) -> None:
         """The journal names the one in charge for good, and its fence goes."""
+        engine, place = self._keyspace.engine, self.in_charge
         engine.upkeep.keeping = False
         try:
             await self._write_journal(place, "baking", None)
             await engine.committer.write(_lift_fence, 0)
         except (NkvError, OSError) as error:
             log.warning("the end of the migration could not be noted: %s", error)
-        self.progress.enter(phase)
+        self.progress.enter("done" if place is self.target else "rolled_back")
         log.info("the migration is over: %s is in charge", place.storage)
 
 
@@ -408,6 +402,13 @@ async def _put_fence(engine: Engine, fence: bytes) -> None:
     except NkvError as error:
         # Perhaps its disk is full, which may be why it is being left.
         log.warning("what is left cannot be marked as superseded: %s", error)
+
+
+def _meaning(error: Exception) -> NkvError:
+    if isinstance(error, NkvError):
+        return error
+    log.error("a migration failed unexpectedly", exc_info=error)
+    return MigrationFailed(f"The migration failed: {error!r}.")
 
 
 def _lift_fence(draft: Draft) -> None:
