@@ -110,7 +110,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     plugins: PluginSettings = PluginSettings()
     watch: WatchSettings = WatchSettings()
     storage: str = DEFAULT_STORAGE  #: name of the storage in charge; the setting `storage.name`
+    storage_given: bool = False  #: whether that was set, and is no default
     sections: Mapping[str, Section] = MappingProxyType({})  #: of plugins, by name
+
+    @property
+    def names_storage(self) -> bool:
+        """Whether somebody has chosen the storage."""
+        return self.storage_given or self.storage != DEFAULT_STORAGE
 
     def section(self, name: str) -> Section:
         """A plugin's section; an empty one where nothing was given."""
@@ -267,6 +273,7 @@ def _settings(tree: Tree) -> Settings:
             table = dict(_table(name, below))
             if name == "storage" and isinstance(chosen := table.get("name"), Given):
                 core["storage"] = _leaf("storage.name", chosen, Text)
+                core["storage_given"] = True
                 del table["name"]
             for plugin, inner in table.items():
                 full = f"{name}.{plugin}"

@@ -289,6 +289,40 @@ class NewerFormat(DataDirError):
     code = "newer_format"
 
 
+class OtherStorage(StartError):
+    """The settings name another storage than the one that a migration has put in charge."""
+
+    code = "other_storage"
+
+
+class MigrationRunning(NkvError):
+    """The storage is being migrated already."""
+
+    code = "migration_running"
+    status = 409
+
+
+class NoMigration(NkvError):
+    """No migration is under way."""
+
+    code = "no_migration"
+    status = 409
+
+
+class MigrationFailed(NkvError):
+    """The migration has failed; the storage that was in charge still is."""
+
+    code = "migration_failed"
+    status = 409
+
+
+class VolatileTarget(NkvError):
+    """The storage to migrate to forgets everything when the node ends."""
+
+    code = "volatile_target"
+    status = 409
+
+
 # --- plugins --------------------------------------------------------------------------------------
 
 

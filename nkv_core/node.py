@@ -14,19 +14,26 @@ import msgspec
 from anyio.abc import TaskGroup
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 
-from nkv_core.admin import Changes, mesh_verbs, plugin_verbs, reload_verbs, serve_admin, verbs
+from nkv_core.admin import (
+    Changes,
+    mesh_verbs,
+    plugin_verbs,
+    reload_verbs,
+    serve_admin,
+    storage_verbs,
+    verbs,
+)
 from nkv_core.auth import Auth
 from nkv_core.bus import Conduct, Listener
-from nkv_core.config import STORAGE_PREFIX, Settings, section_of
+from nkv_core.config import Settings, section_of
 from nkv_core.contracts.context import Measurement
 from nkv_core.contracts.handlers import Route
 from nkv_core.contracts.keyspace import Keyspace
 from nkv_core.contracts.owner import CORE
 from nkv_core.contracts.settings import PluginSettings
-from nkv_core.contracts.storage import Storage
 from nkv_core.data_dir import DataDir
 from nkv_core.dispatch import Dispatcher
-from nkv_core.errors import NkvError, NotSupportedHere, PluginNotFound, SettingsError
+from nkv_core.errors import NkvError, NotSupportedHere
 from nkv_core.events import Connect, Disconnect, PluginLoaded, PluginUnloaded
 from nkv_core.keyspace import LocalKeyspace, WatchHub
 from nkv_core.keyspace.backup import answer_backup
@@ -37,6 +44,7 @@ from nkv_core.plugin_host.exchange import Changes as PluginChanges
 from nkv_core.plugin_host.folder import FolderWatch, folder_of, specs_in
 from nkv_core.records import Change
 from nkv_core.reload import Plan, in_force, plan
+from nkv_core.storages import Storages
 
 VERSION: Final = version("nkv-core")
 #: What is loaded without being asked for, besides the storage; `plugins.disable` takes from it.
@@ -63,6 +71,7 @@ class Node:
     local: LocalKeyspace  #: the node's own keyspace
     hub: WatchHub
     plugins: PluginHost
+    storages: Storages  #: which storage is in charge, and how it is exchanged
 
     def __init__(
         self,
@@ -161,40 +170,12 @@ class Node:
                     self._tasks.cancel_scope.cancel()
 
     async def _open_keyspace(self, data: DataDir) -> None:
-        storage, plugin = await self._find_storage()
-        keyspace = LocalKeyspace(
-            storage, self.settings.keyspace, node_id=data.node_id, copy_to=data.path
-        )
-        await keyspace.open()
-        self.local = keyspace
-        self.plugins.hold(plugin, "It offers the storage in charge, which the node cannot leave.")
+        self.storages = Storages(self.settings, self.plugins, data)
+        keyspace = self.local = await self.storages.open(self._tasks)
         self.hub = WatchHub(keyspace, self.settings.watch)
         await self._tasks.start(keyspace.run)
         await self._tasks.start(self.hub.run)
         self.plugins.attach(keyspace, self.hub)
-
-    async def _find_storage(self) -> tuple[Storage, str]:
-        """Load plugins until one offers the storage: its namesake, else what is to be loaded."""
-        name = self.settings.storage
-        namesake = STORAGE_PREFIX + name
-        if namesake in self.plugins.available():
-            await self.plugins.load(namesake)
-            return self.plugins.storage(name)
-        for spec in self.settings.plugins.load:
-            await self.plugins.load(spec)
-            try:
-                return self.plugins.storage(name)
-            except PluginNotFound:
-                continue
-        usual = [
-            plugin.removeprefix(STORAGE_PREFIX)
-            for plugin in self.plugins.available()
-            if plugin.startswith(STORAGE_PREFIX)
-        ]
-        raise SettingsError(
-            f"storage.name: no plugin offers a storage called {name}. There are:"
-            f" {', '.join(usual)}, and what plugins given with --plugin offer."
-        )
 
     async def _load_plugins(self, data: DataDir, audit: Audit) -> None:
         """Load what is asked for, then the default set: all handlers stand before it listens."""
@@ -210,7 +191,8 @@ class Node:
         names = {info.name for info in self.plugins.plugins()}
         wanted = [name for name in DEFAULT_PLUGINS if name not in {*names, *settings.disable}]
         sections = {section_of(name) for name in {*names, *self.plugins.available()}}
-        self.settings.check_sections(sections | {f"storage.{self.settings.storage}"})
+        storages = {f"storage.{name}" for name in (self.settings.storage, self.storages.name)}
+        self.settings.check_sections(sections | storages)
         if settings.watch:
             watch = FolderWatch(self.plugins, folder, audit)
             await watch.look()
@@ -225,7 +207,7 @@ class Node:
         await self.plugins.unload_all()
         if hasattr(self, "hub"):
             self.hub.close()
-            await self.local.aclose()
+            await self.storages.close()
         await self.plugins.unload_all(held=True)
 
     # --- what it is -------------------------------------------------------------------------------
@@ -254,7 +236,8 @@ class Node:
             "ready": self._ready,
             "uptime": round(time.monotonic() - self._begun, 3),
             "addresses": self.addresses,
-            "storage": self.settings.storage,
+            "storage": self.storages.name,
+            "migration": self.storages.migration(),
             "records": await self.local.count(),
             "token": str(self.local.token),
             "keyspace": self.local.status(),
@@ -306,12 +289,12 @@ class Node:
         async with self._reloading:
             before = self.settings
             infos = self.plugins.plugins()
-            made = plan(before, settings, infos, DEFAULT_PLUGINS)
+            made = plan(before, settings, infos, DEFAULT_PLUGINS, self.storages.name)
             known = {section_of(name) for name in self.plugins.available()}
             settings.check_sections(
                 known
                 | {info.section for info in infos}
-                | {f"storage.{settings.storage}"}
+                | {f"storage.{name}" for name in (settings.storage, self.storages.name)}
                 | {section_of(Path(spec).stem) for spec in settings.plugins.load}
             )
             tokens = before.auth.tokens
@@ -349,6 +332,7 @@ class Node:
             **plugin_verbs(self.plugins, changes),
             **reload_verbs(self.reload, changes),
             **mesh_verbs(self.plugins),
+            **storage_verbs(self.storages, changes),
             "backup": lambda call: answer_backup(
                 self.local, call.params, call.progress, node_id=self.node_id
             ),
@@ -362,7 +346,7 @@ class Node:
             log.error("The settings were not read again: %s", error)
 
     def _labels(self) -> dict[str, str]:
-        return {"version": VERSION, "name": self.name, "storage": self.settings.storage}
+        return {"version": VERSION, "name": self.name, "storage": self.storages.name}
 
     def _note_connect(self, event: Connect) -> None:
         self._addresses[event.transport, event.host, event.port] = event.url

@@ -32,11 +32,16 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def plan(
-    old: Settings, new: Settings, infos: Sequence[PluginInfo], defaults: Sequence[str]
+    old: Settings,
+    new: Settings,
+    infos: Sequence[PluginInfo],
+    defaults: Sequence[str],
+    storage: str,
 ) -> Plan:
     """What has to be done to go from the settings that hold to others.
 
-    `infos` are the plugins that are loaded, `defaults` those that are without being asked for.
+    `infos` are the plugins that are loaded, `defaults` those that are without being asked for, and
+    `storage` is the one in charge.
     """
     loaded = {info.name: info for info in infos if info.state in ("active", "failed")}
     by_spec = {info.spec: info.name for info in loaded.values()}
@@ -58,7 +63,7 @@ def plan(
     for info in loaded.values():
         sections = {info.section}
         if "storage" in info.kinds:
-            sections.add(f"storage.{old.storage}")
+            sections.add(f"storage.{storage}")
         changed = sorted(s for s in sections if dict(old.section(s)) != dict(new.section(s)))
         if not changed or info.name in unload:
             continue

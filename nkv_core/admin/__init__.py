@@ -11,6 +11,7 @@ from nkv_core.admin.mesh import mesh_verbs
 from nkv_core.admin.plugins import plugin_verbs
 from nkv_core.admin.reload import reload_verbs
 from nkv_core.admin.server import Call, Verb, serve_admin, verbs
+from nkv_core.admin.storage import storage_verbs
 
 __all__ = [
     "Call",
@@ -21,5 +22,6 @@ __all__ = [
     "plugin_verbs",
     "reload_verbs",
     "serve_admin",
+    "storage_verbs",
     "verbs",
 ]

@@ -9,7 +9,7 @@ from typing import Any, Concatenate, Final, ParamSpec, TypeVar
 import click
 
 from nkv_core.cli.serve import config_file
-from nkv_core.config import load_settings
+from nkv_core.config import load_settings, nested, parse_assignment
 from nkv_core.data_dir import ADMIN_SOCKET
 
 #: Seconds: a plugin's set-up and the draining of what it replaces have deadlines of their own.
@@ -45,6 +45,14 @@ def of_node(function: Callable[Concatenate[Path, P], None]) -> Callable[P, None]
         function(Path(str(folder)) / ADMIN_SOCKET, *args, **options)
 
     return command
+
+
+as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
+def values(assignments: tuple[str, ...]) -> dict[str, Any] | None:
+    """What `--set` was given, as tables in tables."""
+    return nested(dict(map(parse_assignment, assignments))) or None
 
 
 def ask(path: Path, verb: str, params: Mapping[str, Any] | None = None) -> Any:

@@ -7,9 +7,8 @@ from typing import Any, Final
 
 import click
 
-from nkv_core.cli.admin import ask, data_dir_option, of_node
+from nkv_core.cli.admin import as_json, ask, data_dir_option, of_node, values
 from nkv_core.cli.output import print_json, print_table
-from nkv_core.config import nested, parse_assignment
 
 _COLUMNS: Final = ("name", "state", "generation", "kinds", "source", "remarks")
 
@@ -22,7 +21,6 @@ def plugins(ctx: click.Context, data_dir: str | None) -> None:
     ctx.obj = data_dir
 
 
-_as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 _settings = click.option(
     "--set",
     "assignments",
@@ -39,7 +37,7 @@ _if_generation = click.option(
 
 
 @plugins.command("list")
-@_as_json
+@as_json
 @of_node
 def list_(path: Path, as_json: bool) -> None:
     """List the plugins that are loaded."""
@@ -54,7 +52,7 @@ def list_(path: Path, as_json: bool) -> None:
 @click.argument("spec")
 @_settings
 @_sha256
-@_as_json
+@as_json
 @of_node
 def load(
     path: Path, spec: str, assignments: tuple[str, ...], sha256: str | None, as_json: bool
@@ -63,7 +61,7 @@ def load(
 
     SPEC is an entry point's name, a module, or a path to a file or a package's folder.
     """
-    params = {"spec": absolute(spec), "settings": _values(assignments), "sha256": sha256}
+    params = {"spec": absolute(spec), "settings": values(assignments), "sha256": sha256}
     _tell(ask(path, "plugins.load", params), as_json)
 
 
@@ -73,7 +71,7 @@ def load(
 @_settings
 @_sha256
 @_if_generation
-@_as_json
+@as_json
 @of_node
 def replace(  # noqa: PLR0917  # click gives them by name
     path: Path,
@@ -91,7 +89,7 @@ def replace(  # noqa: PLR0917  # click gives them by name
     params = {
         "name": name,
         "spec": absolute(spec),
-        "settings": _values(assignments),
+        "settings": values(assignments),
         "sha256": sha256,
         "if_generation": if_generation,
     }
@@ -115,10 +113,6 @@ def absolute(spec: str) -> str:
     if os.sep in spec or spec.endswith(".py") or spec.startswith("~"):
         return str(Path(spec).expanduser().absolute())
     return spec
-
-
-def _values(assignments: tuple[str, ...]) -> dict[str, Any] | None:
-    return nested(dict(map(parse_assignment, assignments))) or None
 
 
 def _tell(info: Mapping[str, Any], as_json: bool) -> None:

@@ -5,7 +5,7 @@ from typing import Final
 
 import click
 
-from nkv_core.cli.admin import ask, of_node
+from nkv_core.cli.admin import as_json, ask, of_node
 from nkv_core.cli.output import print_json
 
 #: What is told of each part of a plan: done, and of one that would be.
@@ -20,7 +20,7 @@ _TOLD: Final = {
 
 @click.command()
 @click.option("--dry-run", is_flag=True, help="Tell what would be done, and do nothing.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@as_json
 @of_node
 def reload(path: Path, dry_run: bool, as_json: bool) -> None:
     """Have a running node read its settings again.

@@ -44,6 +44,7 @@ class KeyspaceSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, 
     log_age: Seconds = 3600.0  #: of the change log
     tombstone_age: Seconds = 24 * 3600.0
     sweep_interval: Seconds = 0.5  #: between looks for what has expired
+    bake_time: Seconds = 60.0  #: after a migration, in which it can be rolled back
     state_bytes: Count = 1024 * 1024  #: of the durable state of one plugin
 
 

@@ -211,8 +211,9 @@ async def write_backup(
     writer = _Writer(file)
     await _write(writer, [Head(FORMAT, node_id, format_time(wall_clock()))])
     place = keyspace.token
+    rows = _Rows(keyspace)
     for table, line_of in _TABLES:
-        pieces = chunks(keyspace.storage, table, b"", None)
+        pieces = chunks(rows, table, b"", None)
         while pairs := await keyspace.read(_next(pieces)):
             await _write(writer, starmap(line_of, pairs))
     records, after = 0, None
@@ -231,6 +232,16 @@ async def write_backup(
     place = await _follow(keyspace, writer, place)
     await to_thread.run_sync(writer.end, place)
     return Summary(str(place), records, writer.bytes)
+
+
+class _Rows:
+    """The rows of the storage in charge, even if that becomes another one meanwhile."""
+
+    def __init__(self, keyspace: Source) -> None:
+        self._keyspace: Final = keyspace
+
+    def scan(self, table: Table, start: bytes, stop: bytes | None, *, limit: int) -> Pairs:
+        return self._keyspace.storage.scan(table, start, stop, limit=limit)
 
 
 def _next(pieces: Iterator[Pairs]) -> Steps[Pairs]:

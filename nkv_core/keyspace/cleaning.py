@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from typing import Final, NamedTuple
 
 from nkv_core.keys import prefix_range
+from nkv_core.keyspace.book import Book
 from nkv_core.keyspace.draft import Draft
 from nkv_core.keyspace.layout import (
     META_RECLAIM,
@@ -99,9 +100,11 @@ def forget_tombstones(before: int, pairs: Pairs | None, draft: Draft) -> None:
 
 
 class Walk:
-    """Goes through many rows, some in each step. After a step that failed, begin a new one."""
+    """Goes through many rows, some in each step. After a step that failed, begin a new one. Where
+    another storage has come to be in charge, it begins anew by itself.
+    """
 
-    __slots__ = ("_pairs", "_rows", "_work")
+    __slots__ = ("_book", "_pairs", "_rows", "_work")
 
     def __init__(
         self,
@@ -112,11 +115,12 @@ class Walk:
         self._rows: Final = rows
         self._work: Final = work
         self._pairs: Iterator[Pairs] | None = None
+        self._book: Book | None = None
 
     def step(self, draft: Draft) -> bool:
         """Take one step; whether there are more."""
-        if self._pairs is None:
-            self._pairs = self._rows(draft)
+        if self._pairs is None or self._book is not draft.book:
+            self._pairs, self._book = self._rows(draft), draft.book
         pairs = next(self._pairs, None)
         self._work(pairs, draft)
         return pairs is not None

@@ -8,12 +8,15 @@ same happens at once for each write, without thread and without waiting.
 
 If a group fails, so does all that was queued behind it: those writes were made by someone who could
 count on what came before them.
+
+A committer leads or follows. One that leads takes writes and tells of them. One that follows is
+that of a storage which another one's changes are carried to; all that it takes is these.
 """
 
 import copy
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from time import monotonic
@@ -21,13 +24,18 @@ from typing import Any, Final, TypeVar, cast
 
 import anyio
 
-from nkv_core.contracts.keyspace import Tail
 from nkv_core.contracts.settings import KeyspaceSettings
-from nkv_core.errors import DeadlineExceeded, NkvError, Overloaded, Stopping, ValueTooLarge
+from nkv_core.errors import (
+    NkvError,
+    OutcomeUnknown,
+    Overloaded,
+    Stopping,
+    ValueTooLarge,
+)
 from nkv_core.keyspace.book import Book
 from nkv_core.keyspace.draft import Draft
+from nkv_core.keyspace.writes import Counts, Tails, Told, Write, late
 from nkv_core.loop import Pending, Waiter, Worker, soon_caller, waiter_maker
-from nkv_core.records import Change
 
 log = logging.getLogger("nkv.keyspace")
 
@@ -36,74 +44,19 @@ T = TypeVar("T")
 _TRIM_SLACK: Final = 64  # the log may be over its bound by this part of it, so as to be cut rarely
 
 
-class Write:
-    """A write that waits for its group."""
-
-    __slots__ = ("deadline", "error", "given_up", "key", "plan", "result", "size", "waiter")
-
-    def __init__(
-        self,
-        plan: Callable[[Draft], Any],
-        size: int,
-        deadline: float,
-        waiter: Waiter,
-        key: bytes | None,
-    ) -> None:
-        self.plan = plan
-        self.key = key  #: of the one record that it looks at
-        self.size = size
-        self.deadline = deadline
-        self.waiter = waiter
-        self.result: Any = None
-        self.error: BaseException | None = None
-        #: Nobody waits for it any more: where it has not been planned yet, it never is.
-        self.given_up = False
-
-
-class _Told:
-    """Stands for the waiter of a write whose outcome a plain function is told."""
-
-    __slots__ = ("pending", "write")
-
-    def __init__(self) -> None:
-        self.pending: Final[Pending[Any]] = Pending()
-        self.write: Write
-
-    def wake(self) -> None:
-        write = self.write
-        error, write.error = write.error, None
-        try:
-            self.pending.settle(write.result, _late() if write.given_up else error)
-        except Exception:  # the rest of the group is not to suffer from it
-            log.exception("A function that was to be told of a write raised.")
-
-    async def wait(self) -> None:
-        raise NotImplementedError  # nobody awaits it
-
-
-def _late() -> DeadlineExceeded:
-    return DeadlineExceeded("The write was not made durable in time; it may still be.")
-
-
-class Counts:
-    """What the committer counts."""
-
-    __slots__ = ("changes", "failed", "groups", "late", "refused", "writes")
-
-    def __init__(self) -> None:
-        self.writes = 0  #: that were asked for, conditions that failed included
-        self.groups = 0  #: that were committed
-        self.changes = 0
-        self.failed = 0  #: groups that the storage refused
-        self.refused = 0  #: writes for which the queue had no room
-        self.late = 0  #: writes that passed their deadline
-
-
 class Committer:
     """Commits writes in groups. All methods are for the event loop that it was made on."""
 
-    def __init__(self, book: Book, settings: KeyspaceSettings, worker: Worker | None) -> None:
-        """`worker` is the thread in which the storage writes, None where it does so inline."""
+    def __init__(
+        self,
+        book: Book,
+        settings: KeyspaceSettings,
+        worker: Worker | None,
+        tails: Tails | None = None,
+    ) -> None:
+        """`worker` is the thread in which the storage writes, None where it does so inline. Without
+        `tails` it follows.
+        """
         self._book: Final = book
         self._settings: Final = settings
         self._worker: Final = worker
@@ -112,12 +65,19 @@ class Committer:
         self._queue: list[Write] = []
         self._group: list[Write] = []  # in the worker's hands
         self._busy = False  # a group is under way, or about to be formed
-        self._tails: tuple[Tail, ...] = ()
+        self._tails = tails
         self._closing = False
+        self._holds = 0  # of those who want no groups to be formed
+        self._abandoned = False
+        self._begun = 0.0  # when the group under way was given to the worker
         self._idle: list[Waiter] = []
         self._alarm = math.inf  # when `watch_deadlines` looks next
         self._alarm_waiter: Waiter | None = None
-        self.counts: Final = Counts()
+        self.counts = Counts()
+        #: How many groups have failed since the last one that did not.
+        self.failing = 0
+        #: Is given what each group was, in order, on the event loop. It must not raise.
+        self.follower: Callable[[Draft], None] | None = None
         #: Bytes of the writes that wait.
         self.waiting = 0
         #: The revision of the last change that was published.
@@ -139,26 +99,41 @@ class Committer:
         does, the storage's error where the group fails, `Overloaded`, `DeadlineExceeded`,
         `Stopping`.
         """
+        self._take_it()
+        if self._worker is None and not self._holds:
+            return self._write_now(plan)
+        return cast("T", await self._wait_for(self._enqueue(plan, size, deadline, key)))
+
+    def _take_it(self) -> None:
+        if self._tails is None:
+            raise Stopping("Another storage is in charge now.")
         if self._closing:
             raise Stopping("The keyspace is closed.")
         self.counts.writes += 1
+
+    async def take(self, plan: Callable[[Draft], T]) -> T:
+        """As `write`, for a committer that follows."""
+        if self._closing:
+            raise Stopping("The storage is closed.")
         if self._worker is None:
             return self._write_now(plan)
-        write = self._enqueue(plan, size, deadline, key)
+        return cast("T", await self._wait_for(self._enqueue(plan, 0, None, None)))
+
+    async def _wait_for(self, write: Write) -> Any:
         try:
             await write.waiter.wait()
         except BaseException:
             write.given_up = True
             raise
         if write.given_up:
-            raise _late()
+            raise late()
         if write.error is not None:
             error, write.error = write.error, None
             try:
                 raise error
             finally:
                 del error  # else it and this frame would hold each other
-        return cast("T", write.result)
+        return write.result
 
     def begin(
         self,
@@ -170,12 +145,10 @@ class Committer:
         """As `write`, but a plain function: the write is made now, or has its place in the queue
         when this returns.
         """
-        if self._closing:
-            raise Stopping("The keyspace is closed.")
-        self.counts.writes += 1
-        if self._worker is None:
+        self._take_it()
+        if self._worker is None and not self._holds:
             return self._write_now(plan)
-        told = _Told()
+        told = Told()
         told.write = self._enqueue(plan, size, deadline, key, told)
         return told.pending
 
@@ -201,7 +174,7 @@ class Committer:
             self._alarm = write.deadline
             if self._alarm_waiter is not None:
                 self._alarm_waiter.wake()
-        if not self._busy:
+        if not self._busy and not self._holds:
             self._start()
         return write
 
@@ -213,8 +186,9 @@ class Committer:
             self._book.commit(draft)
         except BaseException:
             self.counts.failed += 1
+            self.failing += 1
             raise
-        self._publish(draft.changes)
+        self._publish(draft)
         if self._log_is_full():
             self._trim_now()
         return result
@@ -223,17 +197,18 @@ class Committer:
 
     def _start(self) -> None:
         """Give all that is queued to the worker, or note that there is nothing to do."""
-        self._group, self._queue = self._queue, []
-        self._busy = bool(self._group)
+        self._busy = bool(self._queue) and not self._holds
         if not self._busy:
             self._tell_idle()
             return
+        self._group, self._queue = self._queue, []
+        self._begun = monotonic()
         try:
             cast("Worker", self._worker).submit(partial(self._commit, self._group), self._done)
         except Stopping as error:  # only where closing took too long
             self._done(None, error)
 
-    def _commit(self, group: list[Write]) -> list[Change]:
+    def _commit(self, group: list[Write]) -> Draft:
         """Plan and commit a group, in the worker thread."""
         draft = Draft(self._book)
         keys = [write.key for write in group if write.key is not None]
@@ -251,53 +226,109 @@ class Committer:
                 draft.undo()
                 write.error = error
         self._book.commit(draft)
-        return draft.changes
+        return draft
 
-    def _done(self, changes: list[Change] | None, error: BaseException | None) -> None:
+    def _done(self, draft: Draft | None, error: BaseException | None) -> None:
         """On the event loop: a group was committed, or was not."""
+        if self._abandoned:
+            return
         group, self._group = self._group, []
-        if error is not None:
+        if draft is not None:
+            self._publish(draft)
+        else:
             self.counts.failed += 1
+            self.failing += 1
             group += self._queue
             self._queue = []
             for write in group:
                 # Each writer raises one of its own: a traceback grows with every raise.
                 write.error = copy.copy(error)
-                write.error.__cause__ = error
-        else:
-            self._publish(changes or [])
+                if write.error is not None:
+                    write.error.__cause__ = error
         for write in group:
             self.waiting -= write.size
             write.waiter.wake()
-        if error is None and self._log_is_full():
+        if draft is not None and self._log_is_full():
             self._trim_soon()
         # The writers just woken go first: what they write next belongs into the next group.
         self._soon(self._start)
 
-    def _publish(self, changes: Sequence[Change]) -> None:
+    def _publish(self, draft: Draft) -> None:
         """Tell the tails. A writer runs on only when they have been told."""
         self.counts.groups += 1
+        self.failing = 0
+        if self.follower is not None:
+            self.follower(draft)
+        changes = draft.changes
         if not changes:
             return
         self.counts.changes += len(changes)
         self.published = changes[-1].revision
-        for tail in self._tails:
-            try:
-                tail(changes)
-            except Exception:
-                log.exception("A listener to the change stream failed; it missed a change.")
+        if self._tails is not None:
+            self._tails.tell(changes)
 
-    def tail(self, listener: Tail) -> Callable[[], None]:
-        """Have `listener` called with the changes of every group; returns what ends that."""
+    # --- changing places ----------------------------------------------------------------------
 
-        def call(changes: Sequence[Change]) -> None:
-            listener(changes)
+    def hold(self) -> None:
+        """Form no more groups: what is written waits for `resume`, or for another committer that
+        takes over. Several may hold it; each resumes.
+        """
+        self._holds += 1
 
-        def end() -> None:
-            self._tails = tuple(other for other in self._tails if other is not call)
+    async def pause(self) -> None:
+        """Hold it, and wait until no group is under way."""
+        self.hold()
+        await self._until_idle()
 
-        self._tails = (*self._tails, call)
-        return end
+    def resume(self) -> None:
+        """Go on with what waits, unless somebody else holds it."""
+        self._holds -= 1
+        if self._holds:
+            return
+        if self._worker is not None:
+            if not self._busy:
+                self._start()
+            return
+        queue, self._queue = self._queue, []
+        for write in queue:
+            if not write.given_up:
+                try:
+                    write.result = self._write_now(write.plan)
+                except Exception as error:  # noqa: BLE001  # this write's own; the others go on
+                    write.error = error
+            self.waiting -= write.size
+            write.waiter.wake()
+
+    def hand_over(self, to: "Committer") -> None:
+        """Have another committer, which has followed up to here, lead; this one follows from now
+        on. What waits is written by that one. This one is paused, by one who does not resume.
+        """
+        to.counts, self.counts = self.counts, to.counts
+        to.published = self.published
+        to._tails, self._tails = self._tails, None
+        queue, self._queue = self._queue, []
+        size = sum(write.size for write in queue)
+        self.waiting -= size
+        to.hold()
+        to.waiting += size
+        to._queue += queue
+        self.resume()
+        to.resume()
+
+    def abandon(self) -> None:
+        """Wait no longer for a storage that does not come back: nobody hears what becomes of it."""
+        self._abandoned = True
+        group, self._group = self._group, []
+        for write in group:
+            write.error = OutcomeUnknown("The storage did not come back, and was given up.")
+            self.waiting -= write.size
+            write.waiter.wake()
+        self._busy = False
+        self._tell_idle()
+
+    def stuck(self, now: float) -> float:
+        """For how many seconds, at `now` (monotonic), the storage has been at one group."""
+        return now - self._begun if self._group else 0.0
 
     # --- the log's bounds ---------------------------------------------------------------------
 
@@ -364,6 +395,9 @@ class Committer:
     async def close(self) -> None:
         """Take no more writes, and wait until those under way are done."""
         self._closing = True
+        await self._until_idle()
+
+    async def _until_idle(self) -> None:
         while self._busy:
             waiter = self._new_waiter()
             self._idle.append(waiter)

@@ -37,7 +37,9 @@ class Draft:
 
     __slots__ = (
         "_base",
+        "_buried",
         "_fetched",
+        "_looked",
         "_mark",
         "_packed",
         "_undo",
@@ -72,8 +74,10 @@ class Draft:
         self.rows: Final[dict[tuple[Table, bytes], bytes | None]] = {}
         self.state_sizes: Final[dict[str, int]] = {}
         self._base: Final[dict[bytes, Record | None]] = {}  # as the storage has them
-        self._fetched: frozenset[bytes] = frozenset()
-        self._packed: dict[bytes, bytes] = {}  # of those fetched that are there
+        self._fetched: Final[set[bytes]] = set()
+        self._packed: Final[dict[bytes, bytes]] = {}  # of those fetched that are there
+        self._looked: Final[set[bytes]] = set()  # rows of tombstones, likewise
+        self._buried: Final[dict[bytes, bytes]] = {}
         self._undo: Final[list[tuple[dict[Any, Any], Any, Any]]] = []
         self._mark: tuple[Any, ...] = ()
 
@@ -131,8 +135,15 @@ class Draft:
 
     def fetch(self, keys: list[bytes]) -> None:
         """Look up at once the records that the group is going to look at."""
-        self._packed = self.book.storage.get_many("records", keys)
-        self._fetched = frozenset(keys)
+        self._packed.update(self.book.storage.get_many("records", keys))
+        self._fetched.update(keys)
+
+    def fetch_tombstones(self, keys: list[bytes]) -> None:
+        """Look up at once the tombstones that the group is going to look at."""
+        rows = [tombstone_key(key) for key in keys]
+        for row, packed in self.book.storage.get_many("tombstones", rows).items():
+            self._buried[row] = packed
+        self._looked.update(rows)
 
     def find(self, encoded: bytes, key: str) -> Record | None:
         """The record of a key unless a clear hides it; it may be past its expiry."""
@@ -146,7 +157,11 @@ class Draft:
         drafted = self.tombstones.get(encoded)
         if drafted is not None:
             return drafted
-        packed = self.book.storage.get("tombstones", tombstone_key(encoded))
+        row = tombstone_key(encoded)
+        if row in self._looked:
+            packed = self._buried.get(row)
+        else:
+            packed = self.book.storage.get("tombstones", row)
         return None if packed is None else unpack_tombstone(key, packed)
 
     def row(self, table: Table, key: bytes) -> bytes | None:
@@ -225,7 +240,7 @@ class Draft:
             if self.records.get(encoded) is None:
                 batch.put("tombstones", tombstone_key(encoded), pack_tombstone(tombstone))
         if log:
-            batch.writes["changes"] = {row.key: row.value for row in log}
+            batch.writes.setdefault("changes", {}).update({row.key: row.value for row in log})
         return batch, earliest
 
     def _write_records(self, batch: Batch) -> int | None:

@@ -14,10 +14,10 @@ Numbers in keys are big-endian, so that the order of bytes is the order of numbe
 """
 
 import struct
-from collections.abc import Callable, Iterator
-from typing import Final
+from collections.abc import Iterator
+from typing import Final, Protocol
 
-from nkv_core.contracts.storage import Storage, Table
+from nkv_core.contracts.storage import Table
 
 #: The form of everything here. A store of a newer one is refused, one of an older is upgraded.
 FORMAT: Final = 1
@@ -27,6 +27,10 @@ META_NODE: Final = b"node"  #: id of the node that the store belongs to, 8 bytes
 META_HISTORY: Final = b"history"  #: id of the history, text
 META_LOG: Final = b"log"  #: what the change log has forgotten: see `log`
 META_RECLAIM: Final = b"reclaim:"  #: and a prefix: a clear whose records still take up room
+
+META_FENCE: Final = (
+    b"fence"  #: id of a migration: the store is in charge only if the journal says so
+)
 
 _NUMBER: Final = struct.Struct(">Q")
 
@@ -73,17 +77,25 @@ def behind(key: bytes) -> bytes:
     return key + b"\0"
 
 
+class Rows(Protocol):
+    """A storage, as far as its rows are read."""
+
+    def scan(
+        self, table: Table, start: bytes, stop: bytes | None, *, limit: int
+    ) -> list[tuple[bytes, bytes]]:
+        """As that of `contracts.storage.Storage`."""
+
+
 def chunks(
-    storage: Storage, table: Table, start: bytes, stop: bytes | None, *, first: int = _FIRST_PAIRS
+    storage: Rows, table: Table, start: bytes, stop: bytes | None, *, first: int = _FIRST_PAIRS
 ) -> Iterator[Pairs]:
     """The pairs with `start <= key < stop`, some at a time: about a mebibyte, never none.
 
     How many depends on how large those before were, so that neither large values fill the memory
     nor small ones cost a call each. Each chunk is read when it is asked for.
     """
-    scan: Callable[..., Pairs] = storage.scan
     limit = first
-    while pairs := scan(table, start, stop, limit=limit):
+    while pairs := storage.scan(table, start, stop, limit=limit):
         yield pairs
         if len(pairs) < limit:
             return

@@ -1,15 +1,12 @@
 """The local keyspace: the records of one node, over a storage that the node owns."""
 
-import logging
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from pathlib import Path
-from time import monotonic
 from typing import Any, Final, TypeVar
 
 import anyio
 from anyio.abc import TaskStatus
-from anyio.lowlevel import checkpoint
 
 from nkv_core.contracts.context import Measurement, State
 from nkv_core.contracts.keyspace import (
@@ -36,18 +33,17 @@ from nkv_core.errors import BadRequest, DeadlineExceeded, Stopping
 from nkv_core.keys import EVERYTHING, Pattern
 from nkv_core.keyspace.checking import WRITE_BYTES, Checker, size_of
 from nkv_core.keyspace.draft import Draft
+from nkv_core.keyspace.engine import Engine, open_engine
 from nkv_core.keyspace.figures import measurements_of, status_of
-from nkv_core.keyspace.opening import open_book
-from nkv_core.keyspace.parts import Parts
+from nkv_core.keyspace.opening import open_book, open_target
 from nkv_core.keyspace.plans import apply_foreign, carry_out, carry_out_all
 from nkv_core.keyspace.reading import Steps
 from nkv_core.keyspace.state import PluginState
 from nkv_core.keyspace.upkeep import Upkeep
 from nkv_core.keyspace.view import DraftView
-from nkv_core.loop import Pending, Worker
+from nkv_core.keyspace.writes import Tails
+from nkv_core.loop import Pending
 from nkv_core.records import Record, Token, wall_clock
-
-log = logging.getLogger("nkv.keyspace")
 
 T = TypeVar("T")
 
@@ -64,6 +60,9 @@ class LocalKeyspace:
 
     A record is read as soon as the storage has it, which may be a moment before its change is told:
     a page of `scan` may hold revisions later than `token`.
+
+    The storage may be exchanged for another one (`take_over`) between two operations. Only while
+    that is being made ready may a write wait where it otherwise does not.
     """
 
     def __init__(
@@ -74,19 +73,23 @@ class LocalKeyspace:
         node_id: int,
         wall: Callable[[], int] = wall_clock,
         copy_to: Path | None = None,
+        in_charge: bool = False,
     ) -> None:
         """`wall` gives milliseconds since 1970; `copy_to` is a folder for a copy of the store
-        should it have to be upgraded.
+        should it have to be upgraded; `in_charge` says that a journal names the storage.
         """
-        self._storage: Final = storage
+        self._storage = storage
         self._settings: Final = settings
         self._node_id: Final = node_id
         self._wall: Final = wall
         self._copy_to: Final = copy_to
+        self._in_charge: Final = in_charge
         self._checker: Final = Checker(settings)
         self._check_key: Final = self._checker.key
-        self._open: Parts | None = None
+        self._open: Engine | None = None
         self._get: Callable[[str, bytes], Record | None] | None = None  # only where it reads inline
+        self._tails: Final = Tails()
+        self._taken_over: anyio.Event | None = None  # while it runs
 
     # --- its life -----------------------------------------------------------------------------
 
@@ -104,55 +107,68 @@ class LocalKeyspace:
             node_id=self._node_id,
             wall=self._wall,
             copy_to=self._copy_to,
+            in_charge=self._in_charge,
         )
-        reading = Worker("nkv-reader") if self._storage.reads == "thread" else None
-        # Planning a write reads, so one that has to read in a thread is made in a thread.
-        threaded = reading is not None or self._storage.writes == "thread"
-        writing = Worker("nkv-writer") if threaded else None
-        try:
-            book = opening() if writing is None else await writing.run(opening)
-        except BaseException:
-            if writing is not None:
-                # Where the waiting was cut short, the thread may yet open it: this comes behind.
-                writing.submit(self._storage.close, _ignore)
-                writing.close()
-            if reading is not None:
-                reading.close()
-            raise
-        self._open = Parts(book, self._settings, writing, reading)
-        self._get = None if reading is not None else self._open.reader.get
+        self._use(await open_engine(self._storage, self._settings, opening, self._tails))
 
     async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
         """Expire records, reclaim room, bound the log, and fail overdue writes, until cancelled."""
-        parts = self._parts()
-        async with anyio.create_task_group() as tasks:
-            if parts.writing is not None:
-                tasks.start_soon(parts.committer.watch_deadlines)
-            tasks.start_soon(parts.upkeep.run)
-            task_status.started()
+        self._parts()
+        task_status.started()
+        while True:
+            self._taken_over = anyio.Event()
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(self._parts().run)
+                await self._taken_over.wait()
+                tasks.cancel_scope.cancel()
 
     async def aclose(self) -> None:
         """Finish the writes under way, refuse new ones, and close the storage. Closing twice does
         nothing. A storage that does not come back is left behind after `keyspace.write_deadline`.
         """
         parts, self._get = self._open, None
-        if parts is None or parts.committer.closing:
-            return
-        with anyio.CancelScope(shield=True):
-            with anyio.move_on_after(self._settings.write_deadline) as scope:
-                await parts.committer.close()
-                if parts.writing is None:
-                    self._storage.close()
-                else:
-                    await parts.writing.run(self._storage.close)
-            if scope.cancelled_caught:
-                log.error("The storage has not come back in time; it was left as it is.")
-        self._open = None
-        for worker in (parts.reading, parts.writing):
-            if worker is not None:
-                worker.close()
+        if parts is not None:
+            await parts.close(self._settings.write_deadline)
+            self._open = None
 
-    def _parts(self) -> Parts:
+    # --- changing the storage -----------------------------------------------------------------
+
+    @property
+    def engine(self) -> Engine:
+        """What is in charge. Raises `Stopping` where the keyspace is not open."""
+        return self._parts()
+
+    async def open_beside(self, storage: Storage, fence: bytes) -> Engine:
+        """Open a storage that is to follow the one in charge: see `opening.open_target`."""
+        opening = partial(
+            open_target,
+            storage,
+            node_id=self._node_id,
+            history=self.history,
+            wall=self._wall,
+            fence=fence,
+        )
+        return await open_engine(storage, self._settings, opening, aside=True)
+
+    def take_over(self, engine: Engine) -> None:
+        """Put another engine in charge, which has followed the present one up to here, in one step
+        that gives way to no other task. The present one is paused, and follows from now on.
+        """
+        before = self._parts()
+        engine.book.clock.observe(before.book.clock.last)
+        engine.book.revision = max(engine.book.revision, before.book.revision)
+        engine.book.state_sizes.clear()
+        engine.upkeep.expired = before.upkeep.expired
+        self._use(engine)
+        before.committer.hand_over(engine.committer)
+        if self._taken_over is not None:
+            self._taken_over.set()
+
+    def _use(self, engine: Engine) -> None:
+        self._open, self._storage = engine, engine.storage
+        self._get = None if engine.reading is not None else engine.reader.get
+
+    def _parts(self) -> Engine:
         if self._open is None:
             raise Stopping("The keyspace is not open.")
         return self._open
@@ -203,7 +219,7 @@ class LocalKeyspace:
 
     def state(self, plugin: str) -> State:
         """The durable state of a plugin."""
-        return PluginState(plugin, self, self._storage, self._settings.state_bytes)
+        return PluginState(plugin, self, self._settings.state_bytes)
 
     # --- reading ------------------------------------------------------------------------------
 
@@ -214,10 +230,9 @@ class LocalKeyspace:
         parts, encoded = self._parts(), self._check_key(key)
         if parts.reading is None:
             raise Stopping("The keyspace is closed.")
-        seconds = self._seconds(options)
-        with anyio.move_on_after(seconds):
-            return await parts.reading.run(partial(parts.reader.get, key, encoded))
-        raise DeadlineExceeded(f"Reading took longer than {seconds} seconds.")
+        return await parts.read(
+            _one_step(partial(parts.reader.get, key, encoded)), self._seconds(options)
+        )
 
     async def scan(
         self,
@@ -241,7 +256,7 @@ class LocalKeyspace:
         parts = self._parts()
         with anyio.move_on_after(self._settings.write_deadline):
             async with parts.upkeep.reclaiming:
-                return await self.read(parts.reader.count())
+                return await parts.read(parts.reader.count(), self._settings.write_deadline)
         raise DeadlineExceeded("Counting took too long.")
 
     async def changes(
@@ -256,32 +271,16 @@ class LocalKeyspace:
 
     def tail(self, listener: Tail) -> Callable[[], None]:
         """Have `listener` called with every commit from now on; returns what ends that."""
-        return self._parts().committer.tail(listener)
+        self._parts()
+        return self._tails.add(listener)
 
     async def read(self, steps: Steps[T], options: Options = DEFAULT_OPTIONS) -> T:
         """Drive a read to its end, where the storage wants it. Raises `DeadlineExceeded`."""
-        worker, seconds = self._parts().reading, self._seconds(options)
-        end = monotonic() + seconds
-        with anyio.move_on_after(seconds if worker is not None else None):
-            while monotonic() < end:
-                done, result = (
-                    _advance(steps)
-                    if worker is None
-                    else await worker.run(partial(_advance, steps))
-                )
-                if done:
-                    return result  # type: ignore[return-value]
-                await checkpoint()
-        raise DeadlineExceeded(f"Reading took longer than {seconds} seconds.")
+        return await self._parts().read(steps, self._seconds(options))
 
     async def examine(self, read: Callable[[Storage], T]) -> T:
         """What a function gives that only reads the storage, called where reading belongs."""
-
-        def steps() -> Steps[T]:
-            yield
-            return read(self._storage)
-
-        return await self.read(steps())
+        return await self.read(_one_step(lambda: read(self._storage)))
 
     def _seconds(self, options: Options) -> float:
         return self._settings.write_deadline if options.deadline is None else options.deadline
@@ -408,18 +407,11 @@ class LocalKeyspace:
         return await self._parts().committer.write(plan, size, deadline)
 
 
-def _advance(steps: Steps[T]) -> tuple[bool, T | None]:
-    try:
-        next(steps)
-    except StopIteration as end:
-        return True, end.value
-    return False, None
+def _one_step(read: Callable[[], T]) -> Steps[T]:
+    yield from ()
+    return read()
 
 
 def _check_limit(limit: int) -> None:
     if limit < 1:
         raise BadRequest(f"The limit is {limit}; it must be at least 1.")
-
-
-def _ignore(*_: object) -> None:
-    """Whether a storage that nobody uses closes well is not worth more than its own log."""

@@ -74,6 +74,18 @@ class ChangeLog:
             timestamp = max(timestamp, header[2])
         return revision, timestamp
 
+    def begin_at(self, total: int, forgotten: int) -> None:
+        """Go on, in an empty log, from where another had come to: `total` bytes, and everything up
+        to the revision `forgotten`.
+        """
+        self._first = self._total = total
+        self.forgotten = forgotten
+
+    def total_at(self, revision: int) -> int:
+        """Bytes that the log had ever had when it had come to this revision."""
+        last = self._storage.scan("changes", b"", pack_number(revision + 1), limit=1, reverse=True)
+        return _unpack_header(last[0][1])[0] if last else 0
+
     @property
     def size(self) -> int:
         """Bytes in the log."""
@@ -161,7 +173,7 @@ class ChangeLog:
     def _forget(self, revision: int, timestamp: int, stop: bytes | None) -> None:
         """Note what is forgotten, then delete it: in this order nothing is lost in silence."""
         batch = Batch()
-        batch.put("meta", META_LOG, _MARK.pack(revision, timestamp))
+        batch.put("meta", META_LOG, pack_mark(revision, timestamp))
         self._storage.apply(batch)
         self.forgotten = max(self.forgotten, revision)
         self._storage.delete_range("changes", b"", stop)
@@ -173,6 +185,11 @@ class _Place(msgspec.Struct, frozen=True, gc=False):
     key: bytes
     begin: int  #: bytes that the log ever had before it
     written: int  #: milliseconds since 1970
+
+
+def pack_mark(forgotten: int, timestamp: int) -> bytes:
+    """What the row `META_LOG` has: up to where the log is forgotten, and the greatest timestamp."""
+    return _MARK.pack(forgotten, timestamp)
 
 
 def _place(pair: tuple[bytes, bytes]) -> _Place:

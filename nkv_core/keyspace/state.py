@@ -17,6 +17,10 @@ T = TypeVar("T")
 class Carrier(Protocol):
     """Carries reads and writes out where the storage wants them."""
 
+    @property
+    def storage(self) -> Storage:
+        """The storage in charge, which may be another one later."""
+
     async def read(self, steps: Steps[T]) -> T:
         """Drive a read to its end."""
 
@@ -27,10 +31,9 @@ class Carrier(Protocol):
 class PluginState:
     """See `contracts.context.State`. Keys follow the rules of the keyspace's own."""
 
-    def __init__(self, plugin: str, carrier: Carrier, storage: Storage, most: int) -> None:
+    def __init__(self, plugin: str, carrier: Carrier, most: int) -> None:
         self._plugin: Final = plugin
         self._carrier: Final = carrier
-        self._storage: Final = storage
         self._most: Final = most  # bytes of keys and values
 
     async def get(self, key: str) -> bytes | None:
@@ -57,14 +60,14 @@ class PluginState:
         await self._carrier.write(plan, len(key) + len(value or b""))
 
     def _get(self, row: bytes) -> Steps[bytes | None]:
-        value = self._storage.get("state", row)
+        value = self._carrier.storage.get("state", row)
         yield
         return value
 
     def _items(self) -> Steps[list[tuple[str, bytes]]]:
         start = state_key(self._plugin)
         found: list[tuple[str, bytes]] = []
-        for pairs in chunks(self._storage, "state", *prefix_range(start)):
+        for pairs in chunks(self._carrier.storage, "state", *prefix_range(start)):
             found += [(row[len(start) :].decode(), value) for row, value in pairs]
             yield
         return found

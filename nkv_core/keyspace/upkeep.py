@@ -39,6 +39,8 @@ class Upkeep:
         self._settings: Final = settings
         #: Held while a part of what was cleared is reclaimed. Whoever counts holds it too.
         self.reclaiming: Final = anyio.Lock(fast_acquire=True)
+        #: Whether tombstones are kept beyond their age, because somebody else needs them.
+        self.keeping = False
         #: How many records have expired.
         self.expired = 0
 
@@ -105,5 +107,5 @@ class Upkeep:
             await checkpoint()
         before = self._book.wall() - round(self._settings.tombstone_age * 1000)
         walk = Walk(all_tombstones, partial(forget_tombstones, before))
-        while await self._committer.write(walk.step, 0):
+        while not self.keeping and await self._committer.write(walk.step, 0):
             await checkpoint()

@@ -239,12 +239,13 @@ class PluginHost:
         """The names of the plugins that are installed, loaded or not."""
         return discovery.available()
 
-    def storage(self, name: str) -> tuple[Storage, str]:
-        """The storage of this name, not yet open, and the name of the plugin that offers it.
+    def storage(self, name: str, given: Given = None) -> tuple[Storage, str]:
+        """The storage of this name, not yet open, and the name of the plugin that offers it. What
+        is `given` goes over the settings of its section.
 
         Raises `PluginNotFound`, and `PluginInvalid` where two offer it.
         """
-        return storage_offered(self._slots.values(), self._sections, name)
+        return storage_offered(self._slots.values(), self._sections, name, given)
 
     @property
     def mesh(self) -> Mesh | None:

@@ -6,8 +6,9 @@ from typing import Any
 from nkv_core.config import section_of
 from nkv_core.contracts.storage import Storage
 from nkv_core.errors import PluginInvalid, PluginNotFound, SettingsError
-from nkv_core.plugin_host.exchange import Sections, Slot
+from nkv_core.plugin_host.exchange import Given, Sections, Slot
 from nkv_core.plugin_host.lifecycle import Generation
+from nkv_core.plugin_host.offers import merged
 
 
 def offered(slots: Iterable[Slot], hook: str, name: str, asking: str) -> Any:
@@ -24,8 +25,11 @@ def offered(slots: Iterable[Slot], hook: str, name: str, asking: str) -> Any:
     return _only(f"{hook.removeprefix('nkv_')} called {name}", offers)
 
 
-def storage_offered(slots: Iterable[Slot], sections: Sections, name: str) -> tuple[Storage, str]:
-    """The storage of this name, not yet open, and the name of the plugin that offers it.
+def storage_offered(
+    slots: Iterable[Slot], sections: Sections, name: str, given: Given = None
+) -> tuple[Storage, str]:
+    """The storage of this name, not yet open, and the name of the plugin that offers it. `given`
+    are settings over those of its section.
 
     Raises `PluginNotFound`, and `PluginInvalid` where two offer it.
     """
@@ -37,7 +41,7 @@ def storage_offered(slots: Iterable[Slot], sections: Sections, name: str) -> tup
         if hook is None or generation.state != "active":
             continue
         asked.append(generation.name)
-        settings, error = _settings_for(generation, sections, name)
+        settings, error = _settings_for(generation, sections, name, given)
         storage = generation.ask(hook, name=name, settings=settings)
         if storage is not None:
             if error is not None:
@@ -54,7 +58,7 @@ def storage_offered(slots: Iterable[Slot], sections: Sections, name: str) -> tup
 
 
 def _settings_for(
-    generation: Generation, sections: Sections, name: str
+    generation: Generation, sections: Sections, name: str, over: Given
 ) -> tuple[Any, SettingsError | None]:
     """The section `storage.NAME` for a plugin that may or may not know that name.
 
@@ -63,7 +67,9 @@ def _settings_for(
     """
     section = f"storage.{name}"
     given = sections(section)
-    if section_of(generation.name).startswith("storage.") or not given:
+    if over:
+        given = merged(given, over)
+    elif section_of(generation.name).startswith("storage.") or not given:
         return generation.settings, None
     try:
         return generation.convert(section, given), None

@@ -15,6 +15,7 @@ for _suite in (
     "keyspace_contract",
     "keyspace_streams",
     "keyspace_suite",
+    "oracle",
     "storage_contract",
     "storage_lives",
     "storage_model",
@@ -23,11 +24,13 @@ for _suite in (
 
 from nkv_core.testing.faults import FaultyStorage, Held  # noqa: E402
 from nkv_core.testing.keyspace_contract import KeyspaceContract  # noqa: E402
+from nkv_core.testing.oracle import Oracle  # noqa: E402
 from nkv_core.testing.storage_contract import StorageContract  # noqa: E402
 
 __all__ = [
     "FaultyStorage",
     "Held",
     "KeyspaceContract",
+    "Oracle",
     "StorageContract",
 ]
