@@ -46,6 +46,7 @@ class Served:
         if not found:
             self.process.kill()
             self.process.wait()
+            self.process.stdout.close()
             raise AssertionError(f"the node said {line!r} and then: {self.stderr()}")
         return found.group()
 
