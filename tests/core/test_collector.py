@@ -105,7 +105,8 @@ import anyio
 def run(*_, **__):
     print(len(gc.callbacks))
 anyio.run = run
-serve._run(__import__("nkv_core").load_settings(flags={"node.data_dir": sys.argv[1]}))
+settings = __import__("nkv_core").load_settings(flags={"node.data_dir": sys.argv[1]})
+serve._run(settings, lambda: settings)
 print(len(gc.callbacks))
 """
 
