@@ -109,6 +109,7 @@ def _with_plugins(settings: Settings, specs: tuple[str, ...]) -> Settings:
 def _run(settings: Settings, read: Callable[[], Settings]) -> None:
     import anyio  # noqa: PLC0415  # the help needs none of this
 
+    from nkv_core.collector import sparing_collector  # noqa: PLC0415
     from nkv_core.node import Node  # noqa: PLC0415
 
     backend = settings.node.backend
@@ -118,12 +119,13 @@ def _run(settings: Settings, read: Callable[[], Settings]) -> None:
         )
     try:
         fast = backend == "asyncio" and find_spec("uvloop") is not None
-        anyio.run(
-            _serve,
-            Node(settings, reread=read),
-            backend=backend,
-            backend_options={"use_uvloop": True} if fast else {},
-        )
+        with sparing_collector():
+            anyio.run(
+                _serve,
+                Node(settings, reread=read),
+                backend=backend,
+                backend_options={"use_uvloop": True} if fast else {},
+            )
     except BaseExceptionGroup as group:
         raise _only_error(group) from group
     except OSError as error:

@@ -12,6 +12,7 @@ import types
 import weakref
 from typing import Any, Final
 
+from nkv_core.collector import look_at_all
 from nkv_core.plugin_host.modules import Modules
 
 _DEPTH: Final = 6
@@ -43,6 +44,7 @@ class Witnesses:
 
         The nearest holders that have a name: what holds these in turn is no news.
         """
+        look_at_all()
         named = threads_in(self._prefix)
         layer = [value for reference in self._references if (value := reference()) is not None]
         own = {id(self._references)}
@@ -131,6 +133,7 @@ class Collector:
             return True
         if time.monotonic() - self._last < PAUSE:
             return False
+        look_at_all()
         gc.collect()
         self._last = time.monotonic()
         return witnesses.gone()

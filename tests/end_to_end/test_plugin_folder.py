@@ -34,6 +34,11 @@ def answer(node, name):
     return reply.json() if reply.is_success else reply.status_code
 
 
+def audited(node):
+    records = map(json.loads, (node.data_dir / "audit.jsonl").read_text().splitlines())
+    return [(each["verb"], each["origin"], each["outcome"]) for each in records]
+
+
 def until(condition, node):
     end = time.monotonic() + DEADLINE
     while not condition():
@@ -99,11 +104,8 @@ def test_with_dev_a_save_changes_the_next_answer_and_a_mistake_changes_nothing(s
     until(lambda: answer(node, "new") == "here", node)
     (folder / "new.py").unlink()
     until(lambda: answer(node, "new") == 404, node)
-    outcomes = [
-        (each["verb"], each["origin"], each["outcome"])
-        for each in map(json.loads, (node.data_dir / "audit.jsonl").read_text().splitlines())
-    ]
-    assert outcomes == [
+    until(lambda: len(audited(node)) == 6, node)  # it is recorded once it is closed
+    assert audited(node) == [
         ("plugins.load", "folder", "done"),
         ("plugins.replace", "folder", "done"),
         ("plugins.replace", "folder", "plugin_invalid"),

@@ -405,7 +405,32 @@ async def test_a_task_that_ignores_its_end_is_named_and_everything_else_undone(
             gc.collect()
 
 
-async def test_what_leaks_is_named(serving, write):
+@pytest.fixture(params=["looked at", "set aside"])
+def set_aside(request):
+    """Has the collector look no more at what there is, as it does in a process that serves."""
+    yield gc.freeze if request.param == "set aside" else lambda: None
+    gc.unfreeze()
+
+
+async def test_what_goes_is_gone_whatever_the_collector_has_set_aside(serving, write, set_aside):
+    source = """
+        from nkv_core import hookimpl
+
+        class Thing:
+            pass
+
+        @hookimpl
+        def nkv_handlers(handlers):
+            handlers.add("/thing", lambda request: repr(Thing()))
+    """
+    async with serving() as it:
+        await it.host.load(write("clean.py", source))
+        set_aside()
+        await it.host.unload("clean")
+        assert not it.host.plugins()
+
+
+async def test_what_leaks_is_named(serving, write, set_aside):
     kept = type(sys)("kept_by_tests")
     kept.things = []
     sys.modules["kept_by_tests"] = kept
@@ -424,6 +449,7 @@ async def test_what_leaks_is_named(serving, write):
     try:
         async with serving() as it:
             await it.host.load(write("leaky.py", source))
+            set_aside()
             await it.host.unload("leaky")
             (info,) = it.host.plugins()
             assert (info.name, info.state) == ("leaky", "leaked")

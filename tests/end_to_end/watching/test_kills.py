@@ -28,7 +28,7 @@ pytestmark = pytest.mark.anyio
 KILLS = 5
 WRITES = 10_000
 #: What one goes through at once: as many lines in one write, operations in a batch, or requests.
-AT_ONCE = {"lines": 150, "batch": 100, "requests": 10}
+AT_ONCE = {"lines": 250, "batch": 150, "requests": 10}
 #: A webhook is told of one change after the other, so it is told of a tenth of the keys only.
 SLOW = "a.w.*"
 KEYS = [*(f"a.{number}" for number in range(45)), *(f"a.w.{number}" for number in range(5))]

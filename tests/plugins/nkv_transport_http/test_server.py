@@ -317,8 +317,10 @@ async def test_a_request_under_way_finishes(serving):
             assert await peer.rest() == b""
 
 
-async def test_a_request_that_crosses_the_stop_is_answered(serving):
-    async with serving() as node:
+async def test_a_request_that_crosses_the_stop_is_answered(serving, monkeypatch):
+    # Much longer than any pause of this process: what is shown is that it waits for such requests.
+    monkeypatch.setattr("nkv_transport_http.server._CROSSING", 20.0)
+    async with serving(deadline=40) as node:
         peer = await node.connect()
         async with peer.stream, anyio.create_task_group() as tasks:
             await peer.send(GET)
