@@ -77,3 +77,60 @@ def test_there_are_no_verbs_over_http(node):
     with node.client() as client:
         for path in ("/v1/storage/migrate", "/v1/storage", "/v1/migrate"):
             assert client.post(path, json={"name": "diskcache"}).status_code == 404
+
+
+def test_a_watch_goes_on_from_its_token_and_its_settings_are_kept(node, serve, tmp_path):
+    elsewhere = tmp_path / "elsewhere"
+    with node.client() as client:
+        token = client.get("/v1/status").json()["token"]
+        for number in range(20):
+            client.put("/v1/kv/k.a", content=str(number))
+        node.nkv("storage", "migrate", "diskcache", "--set", f"directory={elsewhere}")
+        for number in range(20, 40):
+            client.put("/v1/kv/k.a", content=str(number))
+        node.nkv("storage", "rollback")
+        for number in range(40, 60):
+            client.put("/v1/kv/k.a", content=str(number))
+        node.nkv("storage", "migrate", "diskcache", "--set", f"directory={elsewhere}")
+        assert values_since(client, token, 60) == list(range(60))
+    node.stop()
+
+    again = serve(data_dir=node.data_dir)
+    assert any(elsewhere.iterdir())
+    with again.client() as client:
+        assert values_since(client, token, 60) == list(range(60))
+
+
+def values_since(client, token, count):
+    """The values that a watch tells from a token on."""
+    found = []
+    with client.stream("GET", "/v1/watch", params={"pattern": "k.*", "since": token}) as answer:
+        for line in answer.iter_lines():
+            assert not line.startswith("event: gap")
+            if line.startswith("data: "):
+                found.append(int(json.loads(line.removeprefix("data: "))["value"]))
+            if len(found) == count:
+                return found
+    raise AssertionError(f"the watch ended after {found}")
+
+
+def test_a_target_whose_disk_fills_is_left_and_nothing_is_lost(serve, small_disk):
+    node = serve()
+    values = {f"k{number}": bytes([number]) * 1_000_000 for number in range(30)}
+    with node.client() as client:
+        for key, value in values.items():
+            assert client.put(f"/v1/kv/{key}", content=value).status_code == 201
+        refused = node.nkv(
+            "storage", "migrate", "diskcache", "--set", f"directory={small_disk}/data", check=False
+        )
+        assert refused.returncode == 1
+        assert b"(migration_failed)" in refused.stderr
+        status = status_of(node)
+        assert status["migration"]["phase"] == "failed"
+        for key, value in values.items():
+            assert client.get(f"/v1/kv/{key}").content == value
+        assert client.put("/v1/kv/later", content="1").status_code == 201
+    node.kill()
+    again = serve(data_dir=node.data_dir)
+    with again.client() as client:
+        assert client.get("/v1/kv/later").text == "1"
