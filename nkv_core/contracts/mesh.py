@@ -16,7 +16,7 @@ import msgspec
 from anyio import Event
 
 from nkv_core.contracts.context import Context, Measurement
-from nkv_core.contracts.keyspace import Keyspace
+from nkv_core.contracts.keyspace import Keyspace, Replicable
 from nkv_core.contracts.markers import hookspec
 from nkv_core.events import PeerDown, PeerUp
 from nkv_core.records import Record
@@ -57,7 +57,7 @@ class Mesh(Keyspace, Protocol):
     async def serve(
         self,
         ctx: Context,
-        keyspace: Keyspace,
+        keyspace: Replicable,
         *,
         started: Callable[[], None],
         stop: Event,

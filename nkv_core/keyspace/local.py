@@ -19,8 +19,10 @@ from nkv_core.contracts.keyspace import (
     Check,
     Clear,
     Delete,
+    EntryPage,
     Expect,
     Foreign,
+    Merge,
     Operation,
     Options,
     Page,
@@ -37,6 +39,7 @@ from nkv_core.keyspace.book import Book
 from nkv_core.keyspace.checking import Checker, size_of
 from nkv_core.keyspace.committer import Committer
 from nkv_core.keyspace.draft import Draft
+from nkv_core.keyspace.entries import read_entries
 from nkv_core.keyspace.figures import measurements_of, status_of
 from nkv_core.keyspace.opening import open_book
 from nkv_core.keyspace.plans import apply_foreign, carry_out, carry_out_all
@@ -44,7 +47,7 @@ from nkv_core.keyspace.reading import Reader, Steps
 from nkv_core.keyspace.state import PluginState
 from nkv_core.keyspace.upkeep import Upkeep
 from nkv_core.loop import Worker
-from nkv_core.records import Record, Token, wall_clock
+from nkv_core.records import RangeTombstone, Record, Token, wall_clock
 
 log = logging.getLogger("nkv.keyspace")
 
@@ -210,6 +213,10 @@ class LocalKeyspace:
         """Does at once what `run` does in the background."""
         return self._parts().upkeep
 
+    def hold_tombstones(self, behind: int | None) -> None:
+        """Forget no deletion of a later revision than this, whatever its age; None ends that."""
+        self._parts().upkeep.held_behind = behind
+
     def status(self) -> dict[str, Any]:
         """What `/v1/status` shows of it."""
         parts = self._parts()
@@ -272,6 +279,17 @@ class LocalKeyspace:
         return await self.read(
             parts.reader.changes(since, parts.committer.published, pattern, limit)
         )
+
+    async def entries(self, after: str | None = None, *, limit: int = 1000) -> EntryPage:
+        """What is known of each key, deletions too, beginning behind the key `after`."""
+        _check_limit(limit)
+        if after is not None:
+            self._check_key(after)
+        return await self.read(read_entries(self._parts().book, after, limit))
+
+    def clears(self) -> list[RangeTombstone]:
+        """The clears that are remembered."""
+        return list(self._parts().book.kept)
 
     def tail(self, listener: Tail) -> Callable[[], None]:
         """Have `listener` called with every commit from now on; returns what ends that."""
@@ -360,7 +378,7 @@ class LocalKeyspace:
         size = sum(size_of(*one) for one in checked) + sum(size_of(*one) for one in conditions)
         return await self.write(partial(carry_out_all, checked, conditions), size, options.deadline)
 
-    async def apply_foreign(self, records: Sequence[Foreign]) -> int:
+    async def apply_foreign(self, records: Sequence[Foreign], merge: Merge | None = None) -> int:
         """Take records and tombstones of other nodes as they are, each only where it is newer than
         what is here; returns how many were. Nothing is taken where one of them is not valid.
 
@@ -375,10 +393,10 @@ class LocalKeyspace:
             part.append((encoded, one))
             size += size_of(encoded, one)
             if len(part) >= _FOREIGN_COUNT or size >= _FOREIGN_BYTES:
-                taken += await self.write(partial(apply_foreign, part), size)
+                taken += await self.write(partial(apply_foreign, part, merge), size)
                 part, size = [], 0
         if part or not checked:
-            taken += await self.write(partial(apply_foreign, part), size)
+            taken += await self.write(partial(apply_foreign, part, merge), size)
         return taken
 
     async def _one(self, operation: Operation, options: Options) -> Written:

@@ -14,6 +14,7 @@ from nkv_core.contracts.keyspace import (
     Delete,
     Expect,
     Foreign,
+    Merge,
     Operation,
     Presence,
     Put,
@@ -34,6 +35,7 @@ from nkv_core.records import (
 
 NOTHING: Final = Written(None, None, None)
 REPLICATED: Final = "replicated"
+MERGED: Final = "merged"
 
 #: An operation with its key or prefix in bytes.
 Encoded = tuple[bytes, Operation]
@@ -161,8 +163,10 @@ def expire(encoded: bytes, record: Record, draft: Draft) -> None:
 # --- from other nodes -----------------------------------------------------------------------------
 
 
-def apply_foreign(foreign: Sequence[tuple[bytes, Foreign]], draft: Draft) -> int:
-    """Take what is newer than what is here; returns how many were."""
+def apply_foreign(
+    foreign: Sequence[tuple[bytes, Foreign]], merge: Merge | None, draft: Draft
+) -> int:
+    """Take what is newer than what is here, or what `merge` makes of it; returns how many were."""
     taken = 0
     for encoded, one in foreign:
         draft.book.clock.observe(one.modified)
@@ -173,17 +177,23 @@ def apply_foreign(foreign: Sequence[tuple[bytes, Foreign]], draft: Draft) -> int
             hide(REPLICATED, clear, draft)
             taken += 1
         else:
-            taken += _apply_one(encoded, one, draft)
+            taken += _apply_one(encoded, one, merge, draft)
     return taken
 
 
-def _apply_one(encoded: bytes, one: Record | Tombstone, draft: Draft) -> bool:
+def _apply_one(encoded: bytes, one: Record | Tombstone, merge: Merge | None, draft: Draft) -> bool:
     before = draft.find(encoded, one.key)
     if before is not None and before.expired(draft.now):
         # Whether the sweeper has been here already must make no difference.
         expire(encoded, before, draft)
         before = None
-    if before is not None and not one.newer_than(before):
+    cause = REPLICATED
+    if merge is not None and isinstance(before, Record) and isinstance(one, Record):
+        theirs, one = one, _merged(before, one, merge)
+        if _same(one, before):
+            return False
+        cause = REPLICATED if _same(one, theirs) else MERGED
+    elif before is not None and not one.newer_than(before) and not _ends(one, before):
         return False
     buried = draft.tombstone(encoded, one.key)
     if buried is not None and not one.newer_than(buried):
@@ -197,7 +207,7 @@ def _apply_one(encoded: bytes, one: Record | Tombstone, draft: Draft) -> bool:
         draft.changes.append(
             Change(
                 "put",
-                REPLICATED,
+                cause,
                 one.key,
                 revision,
                 one.modified,
@@ -214,6 +224,28 @@ def _apply_one(encoded: bytes, one: Record | Tombstone, draft: Draft) -> bool:
     else:
         bury(encoded, REPLICATED, tombstone, previous, draft)
     return True
+
+
+def _merged(ours: Record, theirs: Record, merge: Merge) -> Record:
+    outcome, later = merge(ours, theirs), theirs if theirs.newer_than(ours) else ours
+    return Record(
+        ours.key, outcome.value, ours.revision, later.modified, later.origin, outcome.expires
+    )
+
+
+def _same(one: Record, other: Record) -> bool:
+    """Whether they differ in nothing but their revisions."""
+    return (one.modified, one.origin, one.value, one.expires) == (
+        other.modified,
+        other.origin,
+        other.value,
+        other.expires,
+    )
+
+
+def _ends(one: Record | Tombstone, before: Record) -> bool:
+    """Whether a deletion is of the very moment of a record: then there must be one rule."""
+    return isinstance(one, Tombstone) and not before.newer_than(one)
 
 
 # --- the state of plugins -------------------------------------------------------------------------

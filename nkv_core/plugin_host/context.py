@@ -10,7 +10,7 @@ from anyio.abc import TaskGroup
 
 from nkv_core.contracts.context import Address, Listener, NodeView, State
 from nkv_core.contracts.handlers import Dispatch
-from nkv_core.contracts.keyspace import Keyspace
+from nkv_core.contracts.keyspace import Keyspace, Replicable
 from nkv_core.contracts.mesh import Discovery, Merger, Mesh
 from nkv_core.contracts.owner import Owner
 from nkv_core.contracts.watch import Hub
@@ -24,7 +24,7 @@ from nkv_core.plugin_host.registry import Registry
 LOG_PREFIX: Final = "nkv.plugin."
 
 
-class StatefulKeyspace(Keyspace, Protocol):
+class StatefulKeyspace(Replicable, Protocol):
     """A keyspace that keeps plugins' durable state beside the data."""
 
     def state(self, name: str) -> State:
