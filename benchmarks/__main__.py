@@ -15,7 +15,7 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 DOCUMENT = HERE.parent / "docs" / "performance.md"
-BENCHMARKS = ("lifecycle", "storage", "keyspace", "hub", "http_get", "node", "import")
+BENCHMARKS = ("lifecycle", "storage", "keyspace", "hub", "http_get", "resp", "node", "import")
 DEADLINE = 900  # seconds for one
 
 

@@ -19,9 +19,9 @@ import re
 import secrets
 import stat
 import tomllib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import msgspec
 
@@ -39,12 +39,18 @@ from nkv_core.contracts.keyspace import (
     Options,
     Page,
     Tail,
+    Transaction,
     Written,
 )
 from nkv_core.contracts.watch import Hub, Watcher, WatcherInfo
 from nkv_core.errors import Forbidden, InvalidKey, SettingsError, Unauthenticated
+from nkv_core.guarded_view import GuardedView
 from nkv_core.keys import EVERYTHING, Pattern, check_prefix
+from nkv_core.loop import Pending
+from nkv_core.prompt import prompt_of
 from nkv_core.records import Record, Token
+
+T = TypeVar("T")
 
 #: Whoever comes without a token to where none is needed. They may do nothing with keys.
 NOBODY: Final = Identity("", ())
@@ -203,7 +209,7 @@ class GuardedKeyspace:
 
     async def get(self, key: str, options: Options = DEFAULT_OPTIONS) -> Record | None:
         """Needs the right to read the key."""
-        self._must_read(key)
+        self.must_read(key)
         return await self._keyspace.get(key, options)
 
     async def put(
@@ -217,8 +223,8 @@ class GuardedKeyspace:
         options: Options = DEFAULT_OPTIONS,
     ) -> Written:
         """Needs the right to write the key."""
-        self._must_write(key)
-        return self._told(
+        self.must_write(key)
+        return self.told(
             await self._keyspace.put(
                 key, value, expires=expires, expect=expect, cause=cause, options=options
             )
@@ -233,8 +239,8 @@ class GuardedKeyspace:
         options: Options = DEFAULT_OPTIONS,
     ) -> Written:
         """Needs the right to write the key."""
-        self._must_write(key)
-        return self._told(
+        self.must_write(key)
+        return self.told(
             await self._keyspace.delete(key, expect=expect, cause=cause, options=options)
         )
 
@@ -248,8 +254,8 @@ class GuardedKeyspace:
         options: Options = DEFAULT_OPTIONS,
     ) -> Written:
         """Needs the right to write the key."""
-        self._must_write(key)
-        return self._told(
+        self.must_write(key)
+        return self.told(
             await self._keyspace.touch(key, expires, expect=expect, cause=cause, options=options)
         )
 
@@ -261,17 +267,17 @@ class GuardedKeyspace:
     ) -> list[Written]:
         """Needs the right to write what is changed, and to read what is checked."""
         for check in checks:
-            self._must_read(check.key)
+            self.must_read(check.key)
         for operation in operations:
-            self._must_write(operation.prefix if isinstance(operation, Clear) else operation.key)
+            self.must_write(operation.prefix if isinstance(operation, Clear) else operation.key)
         written = await self._keyspace.batch(operations, checks, options)
-        return [self._told(each) for each in written]
+        return [self.told(each) for each in written]
 
     async def clear(
         self, prefix: str = "", *, cause: str = "clear", options: Options = DEFAULT_OPTIONS
     ) -> Written:
         """Needs the right to write every key that begins with the prefix."""
-        self._must_write(prefix)
+        self.must_write(prefix)
         return await self._keyspace.clear(prefix, cause=cause, options=options)
 
     async def scan(
@@ -283,40 +289,67 @@ class GuardedKeyspace:
         options: Options = DEFAULT_OPTIONS,
     ) -> Page:
         """Needs the right to read every key with the pattern's literal beginning."""
-        self._must_read(pattern.prefix)
+        self.must_read(pattern.prefix)
         return await self._keyspace.scan(pattern, after=after, limit=limit, options=options)
 
     async def count(self) -> int:
         """Needs the right to read everything."""
-        self._must_read("")
+        self.must_read("")
         return await self._keyspace.count()
 
     async def changes(
         self, since: Token, pattern: Pattern = EVERYTHING, *, limit: int = 1000
     ) -> ChangePage:
         """Needs the right to read every key with the pattern's literal beginning."""
-        self._must_read(pattern.prefix)
+        self.must_read(pattern.prefix)
         return await self._keyspace.changes(since, pattern, limit=limit)
 
     def tail(self, listener: Tail) -> Callable[[], None]:
         """Needs the right to read everything."""
-        self._must_read("")
+        self.must_read("")
         return self._keyspace.tail(listener)
 
     async def apply_foreign(self, records: Sequence[Foreign]) -> int:
         """Needs the right to write everything."""
-        self._must_write("")
+        self.must_write("")
         return await self._keyspace.apply_foreign(records)
 
-    def _must_read(self, prefix: str) -> None:
+    def get_now(self, key: str) -> Record | Awaitable[Record | None] | None:
+        """Needs the right to read the key."""
+        self.must_read(key)
+        return prompt_of(self._keyspace).get_now(key)
+
+    def write_now(self, operation: Operation) -> Written | Awaitable[Written]:
+        """Needs the right to write the key, or every key that begins with the prefix."""
+        self.must_write(operation.prefix if isinstance(operation, Clear) else operation.key)
+        written = prompt_of(self._keyspace).write_now(operation)
+        if isinstance(written, Written):
+            return self.told(written)
+        return written.map(self.told) if isinstance(written, Pending) else self._told_later(written)
+
+    async def _told_later(self, written: Awaitable[Written]) -> Written:
+        return self.told(await written)
+
+    def transact_now(
+        self, transaction: Transaction[T], keys: Sequence[str], size: int = 0
+    ) -> T | Awaitable[T]:
+        """Needs the right to read what the transaction reads, and to write what it writes."""
+        return prompt_of(self._keyspace).transact_now(
+            lambda view: transaction(GuardedView(view, self)), keys, size
+        )
+
+    def must_read(self, prefix: str) -> None:
+        """Raise `Forbidden` without the right to read every key that begins with `prefix`."""
         if not self._identity.may_read(prefix):
             raise _forbidden(prefix, "read")
 
-    def _must_write(self, prefix: str) -> None:
+    def must_write(self, prefix: str) -> None:
+        """Raise `Forbidden` without the right to write every key that begins with `prefix`."""
         if not self._identity.may_write(prefix):
             raise _forbidden(prefix, "write")
 
-    def _told(self, written: Written) -> Written:
+    def told(self, written: Written) -> Written:
+        """What this one may know of what a write did."""
         of = written.record or written.previous
         if of is None or self._identity.may_read(of.key):
             return written

@@ -145,7 +145,7 @@ class Ear:
 class Ears:
     """Who is told what, in order. Never changed once made."""
 
-    __slots__ = ("complete", "end", "listened", "others", "start")
+    __slots__ = ("complete", "end", "listened", "others", "plain", "start")
 
     def __init__(self, ears: Iterable[Ear] = ()) -> None:
         by_event: dict[type, list[Ear]] = {}
@@ -157,6 +157,8 @@ class Ears:
         self.end: Final = tuple(by_event.pop(RequestEnd, ()))
         #: Whether anybody listens to requests, so that their events have to be made at all.
         self.listened: Final = bool(self.start or self.complete or self.end)
+        #: Whether nobody has to be waited for before the reply.
+        self.plain: Final = all(ear.plain for ear in (*self.start, *self.complete))
         self.others: Final = {event: tuple(ears) for event, ears in by_event.items()}
 
 
@@ -288,6 +290,13 @@ class Bus:
         elif self._tasks is not None:
             self._watchdog.start()
 
+    def run_later(self, rest: Coroutine[Any, Any, None]) -> None:
+        """Run what remains of a request that nobody awaits. It must not raise."""
+        if self._tasks is None:
+            rest.close()
+        else:
+            self._tasks.start_soon(_awaited, rest)
+
     def _call_later(self, ear: Ear, begun: Awaitable[Any]) -> None:
         if len(ear.waiting) >= self._most_waiting:
             ear.dropped += 1
@@ -346,6 +355,10 @@ class Bus:
             ear.shut()
             log.error("%s is called no more: it took too long %d times.", ear, ear.strikes)
             self._changed()
+
+
+async def _awaited(rest: Coroutine[Any, Any, None]) -> None:
+    await rest
 
 
 def _worth_a_line(count: int) -> bool:

@@ -10,7 +10,7 @@ import logging
 import math
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from typing import Any, Final, NamedTuple
 
 import anyio
@@ -24,6 +24,7 @@ from nkv_core.contracts.context import Measurement, NodeView
 from nkv_core.contracts.handlers import (
     Handover,
     Reply,
+    ReplyNow,
     ReplyWith,
     Request,
     Route,
@@ -34,7 +35,6 @@ from nkv_core.contracts.settings import BusSettings
 from nkv_core.errors import (
     ClientGone,
     DeadlineExceeded,
-    HandlerFailed,
     MethodNotAllowed,
     NkvError,
     NoHandler,
@@ -46,6 +46,7 @@ from nkv_core.errors import (
 )
 from nkv_core.events import RequestComplete, RequestEnd, RequestStart
 from nkv_core.handlers import Routes, without
+from nkv_core.life import GONE, Life, cut_short, failure, refusal
 from nkv_core.records import Change
 from nkv_core.tally import Tally
 
@@ -57,8 +58,6 @@ _LAST: Final = sys.maxsize
 #: Outcomes whose reply takes no longer than it takes to send them. That of all others, streams and
 #: connections handed over among them, may be ended by force when the plugin has to go.
 _BRIEF: Final = frozenset((type(None), bytes, str, dict, list, Reply))
-#: How a transport's own calls fail where the other side is gone.
-_GONE: Final = (OSError, anyio.BrokenResourceError, anyio.ClosedResourceError, anyio.EndOfStream)
 
 
 class Registration(msgspec.Struct, frozen=True, eq=False):
@@ -213,8 +212,8 @@ class Dispatcher:
                     waiting = self._bus.tell(ears.start, start, True, False)
                     if waiting is not None:
                         await waiting
-                except Rejected as refusal:
-                    error = refusal.with_traceback(None)
+                except Rejected as refused:
+                    error = refused.with_traceback(None)
             if route is not None and error is None and route.owner.draining:
                 route, rest, error = self._admit_again(request, route, rest)
             if route is not None and error is None:
@@ -230,7 +229,7 @@ class Dispatcher:
                     else:
                         outcome = await _call_within(request, route, rest)
                 except Exception as raised:  # noqa: BLE001  # whatever a handler raises is answered
-                    outcome, error = None, _refusal(raised, request)
+                    outcome, error = None, refusal(raised, request)
             if start is not None and ears.complete:
                 complete = RequestComplete(start, outcome, error)
                 waiting = self._bus.tell(ears.complete, complete, False, False)
@@ -243,9 +242,9 @@ class Dispatcher:
                 else:
                     error = await _reply_within(request, reply, outcome, error, route)
             except Exception as raised:  # noqa: BLE001  # a stream's, or a transport's: it ends here
-                error = _failure(raised, request)
+                error = failure(raised, request)
         except BaseException:
-            error = Stopping() if request.owner.draining else ClientGone()
+            error = cut_short(request)
             raise
         finally:
             elapsed = clock() - began
@@ -254,6 +253,38 @@ class Dispatcher:
             if start is not None and ears.end:
                 end = RequestEnd(start, outcome, error, elapsed)
                 self._bus.tell(ears.end, end, False, True)
+
+    def dispatch_now(self, request: Request, reply: ReplyNow) -> Coroutine[Any, Any, None] | None:
+        """As `dispatch`, but a plain function, which goes as far as it can without waiting.
+
+        None says that `reply` was called, or will be as soon as the `Pending` is settled that the
+        handler gave; otherwise the rest is to be awaited in a task. At once goes what a handler
+        without a deadline answers, as long as no async listener has to be heard before the reply.
+        `reply` must not wait, so a transport that streams has no use for this.
+        """
+        routes, ears = self._snapshot
+        route = routes.exact.get((request.transport, request.method, request.path))
+        if (
+            route is None
+            or route.timeout is not None
+            or route.kind != "handler"
+            or request.receive_body is not None
+            or route.owner.draining
+            or not ears.plain
+        ):
+            return self.dispatch(request, _later(reply))
+        life = Life(request, reply, route, ears=ears, bus=self._bus, tally=self._tally)
+        self._count = request.id = self._count + 1
+        request.node = self.node
+        request.command = route.command or route.path
+        request.owner = CORE
+        error: NkvError | None = None
+        if self._auth is None:
+            request.identity = None
+            request.keyspace = self.keyspace
+        else:
+            error = self._identify(self._auth, request, route)
+        return life.begin(_start_of(request) if ears.listened else None, error)
 
     def _admit(self, request: Request, routes: Routes) -> tuple[Route | None, str, NkvError | None]:
         """Who is to answer, what is left of the path behind a mount, and why not after all."""
@@ -265,10 +296,10 @@ class Dispatcher:
                 route, params, rest = routes.find(request.transport, request.method, rest)
                 if params is not None:
                     request.params = {**request.params, **params}
-            except NoHandler as refusal:
-                error = refusal.with_traceback(None)
-            except MethodNotAllowed as refusal:
-                error = refusal.with_traceback(None)
+            except NoHandler as refused:
+                error = refused.with_traceback(None)
+            except MethodNotAllowed as refused:
+                error = refused.with_traceback(None)
                 route = routes.sibling(request.transport, request.path)
         if route is not None:
             request.command = route.command or route.path
@@ -284,10 +315,10 @@ class Dispatcher:
     ) -> Unauthenticated | None:
         try:
             identity = auth.identify(request.credential)
-        except Unauthenticated as refusal:
+        except Unauthenticated as refused:
             request.identity = None
             request.keyspace = GuardedKeyspace(self.keyspace, NOBODY)
-            return None if route is not None and route.public else refusal
+            return None if route is not None and route.public else refused
         request.identity = identity
         request.keyspace = GuardedKeyspace(self.keyspace, identity)
         return None
@@ -303,25 +334,11 @@ class Dispatcher:
         return self._admit(request, self._snapshot.routes)
 
 
-def _refusal(raised: Exception, request: Request) -> NkvError:
-    """The error that answers a request whose handler raised this."""
-    if isinstance(raised, NkvError):
-        # Events may be kept for a while, and the frames of a handler are not to be kept by them.
-        return raised.with_traceback(None)
-    log.error(
-        "The handler of %s for %s failed.", request.owner.name, request.command, exc_info=raised
-    )
-    return HandlerFailed()
+def _later(reply: ReplyNow) -> ReplyWith:
+    async def reply_with(outcome: Any, error: NkvError | None, route: Route | None) -> None:
+        reply(outcome, error, route)
 
-
-def _failure(raised: Exception, request: Request) -> NkvError:
-    """The error with which a request ends whose reply raised this."""
-    if isinstance(raised, NkvError):
-        return raised.with_traceback(None)
-    if isinstance(raised, _GONE):
-        return ClientGone()
-    log.error("The reply to request %d, %s, failed.", request.id, request.command, exc_info=raised)
-    return HandlerFailed()
+    return reply_with
 
 
 async def _reply_within(
@@ -363,7 +380,7 @@ async def _receive(request: Request, route: Route) -> None:
     if request.receive_body is not None:
         try:
             request.body = await request.receive_body(route.max_body)
-        except _GONE:
+        except GONE:
             raise ClientGone from None
 
 

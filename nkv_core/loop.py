@@ -7,15 +7,16 @@ every write. All of it works on asyncio and on trio.
 import asyncio
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Generator
 from functools import partial
 from queue import SimpleQueue
 from types import TracebackType
-from typing import Any, Final, Protocol, TypeVar, cast
+from typing import Any, Final, Generic, Protocol, TypeVar, cast
 
-from nkv_core.errors import Stopping
+from nkv_core.errors import PluginSetupFailed, Stopping
 
 T = TypeVar("T")
+U = TypeVar("U")
 
 Callback = Callable[[], object]
 #: Schedules a plain callback on an event loop.
@@ -28,6 +29,19 @@ def _trio() -> Any:
     """The trio module where the caller runs on trio, else None. Nothing is imported for it."""
     trio = sys.modules.get("trio")
     return trio if trio is not None and trio.lowlevel.in_trio_task() else None
+
+
+def refuse_other_backends(what: str, backends: Collection[str]) -> None:
+    """Raise `PluginSetupFailed` where `what` does not run on the event loop that we run on.
+
+    `backends`: those that it runs on, of `asyncio` and `trio`.
+    """
+    backend = "trio" if _trio() else "asyncio"
+    if backend not in backends:
+        raise PluginSetupFailed(
+            f"{what} does not run on {backend}, only on"
+            f" {', '.join(sorted(backends)) or 'nothing'}: set node.backend."
+        )
 
 
 def threadsafe_caller() -> Caller:
@@ -110,6 +124,76 @@ def waiter_maker() -> Callable[[], Waiter]:
     if trio := _trio():
         return partial(_TrioWaiter, trio.lowlevel)
     return partial(_AsyncioWaiter, asyncio.get_running_loop().create_future)
+
+
+class Pending(Generic[T]):
+    """A result that is not there yet: await it, or have a plain function called with it.
+
+    For those who wait for many results at once, and would need a task for each of them otherwise.
+    Used on the event loop only, and by one who waits.
+    """
+
+    __slots__ = ("_done", "_error", "_result", "_settled")
+
+    def __init__(self) -> None:
+        self._done: Done | None = None
+        self._result: Any = None
+        self._error: BaseException | None = None
+        self._settled = False
+
+    def settle(self, result: Any, error: BaseException | None = None) -> None:
+        """Give the result, or the exception in its place. Settling twice does nothing."""
+        if self._settled:
+            return
+        self._settled = True
+        done, self._done = self._done, None
+        if done is not None:
+            done(result, error)
+        else:
+            self._result, self._error = result, error
+
+    def then(self, done: Done) -> None:
+        """Have `done(result, exception)` called, at once where it is settled. It must not raise."""
+        if not self._settled:
+            self._done = done
+            return
+        result, error = self._result, self._error
+        self._result = self._error = None
+        done(result, error)
+
+    def map(self, function: Callable[[T], U]) -> "Pending[U]":
+        """What `function` makes of the result; what it raises takes the place of that."""
+        made: Pending[U] = Pending()
+
+        def done(result: T, error: BaseException | None) -> None:
+            value: Any = None
+            if error is None:
+                try:
+                    value = function(result)
+                except Exception as raised:  # noqa: BLE001  # goes to the one who waits
+                    error = raised
+            made.settle(value, error)
+
+        self.then(done)
+        return made
+
+    def __await__(self) -> Generator[Any, Any, T]:
+        waiter = waiter_maker()()
+        outcome: list[tuple[Any, BaseException | None]] = []
+
+        def done(result: Any, error: BaseException | None) -> None:
+            outcome.append((result, error))
+            waiter.wake()
+
+        self.then(done)
+        yield from waiter.wait().__await__()
+        result, error = outcome[0]
+        if error is not None:
+            try:
+                raise error
+            finally:
+                del error, outcome  # else the exception and this frame hold each other
+        return result  # type: ignore[no-any-return]
 
 
 class Worker:

@@ -109,7 +109,13 @@ def _run(settings: Settings) -> None:
             f"node.backend: {backend} is not installed: pip install 'nkv-core[{backend}]'"
         )
     try:
-        anyio.run(_serve, Node(settings), backend=backend)
+        fast = backend == "asyncio" and find_spec("uvloop") is not None
+        anyio.run(
+            _serve,
+            Node(settings),
+            backend=backend,
+            backend_options={"use_uvloop": True} if fast else {},
+        )
     except BaseExceptionGroup as group:
         raise _only_error(group) from group
     except OSError as error:

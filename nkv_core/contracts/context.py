@@ -2,14 +2,14 @@
 
 import logging
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import AsyncExitStack
+from contextlib import AbstractContextManager, AsyncExitStack
 from socket import socket
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import msgspec
 from anyio.abc import TaskGroup
 
-from nkv_core.contracts.handlers import Dispatch, Handlers
+from nkv_core.contracts.handlers import Dispatch, DispatchNow, Handlers
 from nkv_core.contracts.keyspace import Keyspace
 from nkv_core.contracts.markers import hookspec
 from nkv_core.contracts.owner import Owner
@@ -35,6 +35,10 @@ class UnixAddress(msgspec.Struct, frozen=True):
 
 
 Address = TcpAddress | UnixAddress
+
+#: Who keeps strangers from a listener: `tokens`, dispatch, which each request there goes through;
+#: `own`, the listener, which has everybody prove who they are; `nobody`.
+Guard = Literal["tokens", "own", "nobody"]
 
 
 class Listener(Protocol):
@@ -158,9 +162,31 @@ class Context(Protocol):
     def dispatch(self) -> Dispatch:
         """Takes a request of this plugin's transport through its life."""
 
-    async def listen(self, address: Address) -> Listener:
-        """Listen at an address. Raises `AddressInUse`; `StartError` where the address is beyond
-        loopback and neither tokens nor `--insecure` were given.
+    @property
+    def dispatch_now(self) -> DispatchNow:
+        """The same as a plain function, for a transport that is to be fast."""
+
+    async def listen(
+        self, address: Address, *, guard: Guard = "tokens", scheme: str = ""
+    ) -> Listener:
+        """Listen at an address, told as `SCHEME://...` where it is not a transport's own.
+
+        Raises `AddressInUse`, and `StartError` where strangers would come. That is: beyond
+        loopback, unless there are tokens or the listener guards itself; and where `nobody` guards
+        it also on loopback, as soon as tokens are used. `--insecure` allows all.
+        """
+
+    def reach(self, host: str, port: int) -> AbstractContextManager[None]:
+        """Note that requests come in over a connection to this place, while the block lasts.
+
+        For a transport that connects instead of listening: `Connect` is emitted as for a listener,
+        and `Disconnect`, with what ended the block, once no generation of the plugin has the place.
+        """
+
+    async def predecessor_ended(self) -> bool:
+        """Wait until the generation that this one replaces has ended; whether there was one.
+
+        Until then both run. Who goes on where the other stopped waits for this first.
         """
 
     def merger(self, name: str) -> "Merger":

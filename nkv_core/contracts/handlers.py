@@ -5,7 +5,7 @@ A handler is a function of a `Request`, plain or async. It returns something tha
 answer.
 """
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
 
 import msgspec
@@ -200,6 +200,12 @@ class Handlers(Protocol):
 ReplyWith = Callable[[Any, NkvError | None, Route | None], Awaitable[None]]
 #: Takes a request through its life: RequestStart, handler, RequestComplete, reply, RequestEnd.
 Dispatch = Callable[[Request, ReplyWith], Awaitable[None]]
+#: The same for a reply that never waits.
+ReplyNow = Callable[[Any, NkvError | None, Route | None], None]
+#: Takes a request through its life at once, as far as nothing has to be waited for. None says that
+#: `reply` was called, or is going to be once a `nkv_core.loop.Pending` is settled that the handler
+#: gave; otherwise the rest of its life is to be awaited, in a task of the caller's.
+DispatchNow = Callable[[Request, ReplyNow], Coroutine[Any, Any, None] | None]
 
 
 class HandlerHooks:

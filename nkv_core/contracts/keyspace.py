@@ -6,11 +6,12 @@ the suite that an implementation passes.
 """
 
 import enum
-from collections.abc import Callable, Sequence
-from typing import Final, Literal, Protocol
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Final, Literal, Protocol, TypeVar
 
 import msgspec
 
+from nkv_core.contracts.settings import KeyspaceSettings
 from nkv_core.keys import EVERYTHING, Pattern
 from nkv_core.records import Change, RangeTombstone, Record, Token, Tombstone, Version
 
@@ -150,6 +151,68 @@ class EntryPage(msgspec.Struct, frozen=True):
     after: str | None
 
 
+T = TypeVar("T")
+
+
+class View(Protocol):
+    """What a transaction sees and does: committed records, and what it has changed so far.
+
+    Its methods raise `InvalidKey`, `ValueTooLarge` and `InvalidExpiry`.
+    """
+
+    @property
+    def history(self) -> str:
+        """The id of the history that revisions belong to."""
+
+    @property
+    def now(self) -> int:
+        """Milliseconds since 1970, the same throughout the transaction."""
+
+    def get(self, key: str) -> Record | None:
+        """The record of a key, or None."""
+
+    def put(
+        self, key: str, value: bytes, *, expires: int | None = None, cause: str = "put"
+    ) -> Written:
+        """Set a value."""
+
+    def delete(self, key: str, *, cause: str = "delete") -> Written:
+        """Delete a record; `previous` is None where there was none."""
+
+    def touch(self, key: str, expires: int | None, *, cause: str = "touch") -> Written:
+        """Change a record's expiry; `previous` is None where there was none."""
+
+    def clear(self, prefix: str = "", *, cause: str = "clear") -> Written:
+        """Delete every record whose key begins with `prefix`."""
+
+
+#: Reads and writes through the view that it is given; where it raises, nothing is changed. It must
+#: not wait, may be called again, and may be called in another thread.
+Transaction = Callable[[View], T]
+
+
+class Prompt(Protocol):
+    """A keyspace as plain functions see it: each gives its result where no waiting is needed for
+    it, and else what is to be awaited. `nkv_core.prompt.prompt_of` makes one of any keyspace.
+
+    A write that gives a `nkv_core.loop.Pending` has its place in the order of writes already.
+    """
+
+    def get_now(self, key: str) -> Record | Awaitable[Record | None] | None:
+        """The record of a key, or None. Raises as `Keyspace.get`."""
+
+    def write_now(self, operation: Operation) -> Written | Awaitable[Written]:
+        """Carry out one operation. Raises, now or when awaited, as `Keyspace.put`."""
+
+    def transact_now(
+        self, transaction: Transaction[T], keys: Sequence[str], size: int = 0
+    ) -> T | Awaitable[T]:
+        """Carry out a transaction as one atomic step; gives what it returns, or raises what it
+        raises. `keys` are those that it is going to look at, as far as known; `size` is roughly how
+        many bytes it is going to write.
+        """
+
+
 class Keyspace(Protocol):
     """A map of keys to records that tells what changes.
 
@@ -257,6 +320,10 @@ class Keyspace(Protocol):
 class Replicable(Keyspace, Protocol):
     """A keyspace of one node, as a mesh needs it to keep several of them equal."""
 
+    @property
+    def settings(self) -> KeyspaceSettings:
+        """Its limits, and how long it remembers what."""
+
     async def entries(self, after: str | None = None, *, limit: int = 1000) -> EntryPage:
         """What is known of each key, in key order, beginning behind the key `after`.
 
@@ -273,6 +340,3 @@ class Replicable(Keyspace, Protocol):
         is taken where that is our own. Where it is neither ours nor theirs, the change has the
         cause `merged`. `merge` must not raise.
         """
-
-    def hold_tombstones(self, behind: int | None) -> None:
-        """Forget no deletion of a later revision than this, whatever its age; None ends that."""

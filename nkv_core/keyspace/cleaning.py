@@ -82,25 +82,18 @@ def all_tombstones(draft: Draft) -> Iterator[Pairs]:
     return chunks(draft.book.storage, "tombstones", b"", None)
 
 
-def forget_tombstones(
-    before: int, held_behind: int | None, pairs: Pairs | None, draft: Draft
-) -> None:
-    """Delete those tombstones that were made before `before` (milliseconds since 1970), but none
-    of a later revision than `held_behind`.
-    """
+def forget_tombstones(before: int, pairs: Pairs | None, draft: Draft) -> None:
+    """Delete those tombstones that were made before `before` (milliseconds since 1970)."""
     for row, packed in pairs or ():
         text = row[1:].decode()
         if row[:1] == b"k":
-            tombstone = unpack_tombstone(text, packed)
-            held = held_behind is not None and tombstone.revision > held_behind
-            if milliseconds_of(tombstone.modified) < before and not held:
+            if milliseconds_of(unpack_tombstone(text, packed).modified) < before:
                 draft.set_row("tombstones", row, None)
             continue
         clear = unpack_range_tombstone(text, packed)
         # One whose records are not reclaimed yet is still needed to hide them.
         active = any(clear == other for other in draft.clears)
-        held = held_behind is not None and clear.revision > held_behind
-        if milliseconds_of(clear.modified) < before and not active and not held:
+        if milliseconds_of(clear.modified) < before and not active:
             draft.set_row("tombstones", row, None)
             draft.kept = draft.kept.without(clear)
 

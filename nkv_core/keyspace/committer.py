@@ -26,7 +26,7 @@ from nkv_core.contracts.settings import KeyspaceSettings
 from nkv_core.errors import DeadlineExceeded, NkvError, Overloaded, Stopping, ValueTooLarge
 from nkv_core.keyspace.book import Book
 from nkv_core.keyspace.draft import Draft
-from nkv_core.loop import Waiter, Worker, soon_caller, waiter_maker
+from nkv_core.loop import Pending, Waiter, Worker, soon_caller, waiter_maker
 from nkv_core.records import Change
 
 log = logging.getLogger("nkv.keyspace")
@@ -58,6 +58,31 @@ class Write:
         self.error: BaseException | None = None
         #: Nobody waits for it any more: where it has not been planned yet, it never is.
         self.given_up = False
+
+
+class _Told:
+    """Stands for the waiter of a write whose outcome a plain function is told."""
+
+    __slots__ = ("pending", "write")
+
+    def __init__(self) -> None:
+        self.pending: Final[Pending[Any]] = Pending()
+        self.write: Write
+
+    def wake(self) -> None:
+        write = self.write
+        error, write.error = write.error, None
+        try:
+            self.pending.settle(write.result, _late() if write.given_up else error)
+        except Exception:  # the rest of the group is not to suffer from it
+            log.exception("A function that was to be told of a write raised.")
+
+    async def wait(self) -> None:
+        raise NotImplementedError  # nobody awaits it
+
+
+def _late() -> DeadlineExceeded:
+    return DeadlineExceeded("The write was not made durable in time; it may still be.")
 
 
 class Counts:
@@ -126,7 +151,7 @@ class Committer:
             write.given_up = True
             raise
         if write.given_up:
-            raise DeadlineExceeded("The write was not made durable in time; it may still be.")
+            raise _late()
         if write.error is not None:
             error, write.error = write.error, None
             try:
@@ -135,8 +160,32 @@ class Committer:
                 del error  # else it and this frame would hold each other
         return cast("T", write.result)
 
+    def begin(
+        self,
+        plan: Callable[[Draft], T],
+        size: int,
+        deadline: float | None = None,
+        key: bytes | None = None,
+    ) -> T | Pending[T]:
+        """As `write`, but a plain function: the write is made now, or has its place in the queue
+        when this returns.
+        """
+        if self._closing:
+            raise Stopping("The keyspace is closed.")
+        self.counts.writes += 1
+        if self._worker is None:
+            return self._write_now(plan)
+        told = _Told()
+        told.write = self._enqueue(plan, size, deadline, key, told)
+        return told.pending
+
     def _enqueue(
-        self, plan: Callable[[Draft], Any], size: int, deadline: float | None, key: bytes | None
+        self,
+        plan: Callable[[Draft], Any],
+        size: int,
+        deadline: float | None,
+        key: bytes | None,
+        waiter: "Waiter | None" = None,
     ) -> Write:
         most = self._settings.queue_bytes
         if self.waiting + size > most:
@@ -145,7 +194,7 @@ class Committer:
                 raise ValueTooLarge(f"The write has {size} bytes; the queue takes {most}.")
             raise Overloaded
         seconds = self._settings.write_deadline if deadline is None else deadline
-        write = Write(plan, size, monotonic() + seconds, self._new_waiter(), key)
+        write = Write(plan, size, monotonic() + seconds, waiter or self._new_waiter(), key)
         self._queue.append(write)
         self.waiting += size
         if write.deadline < self._alarm:

@@ -1,7 +1,7 @@
 """The local keyspace: the records of one node, over a storage that the node owns."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from pathlib import Path
 from time import monotonic
@@ -29,24 +29,25 @@ from nkv_core.contracts.keyspace import (
     Put,
     Tail,
     Touch,
+    Transaction,
     Written,
 )
 from nkv_core.contracts.settings import KeyspaceSettings
 from nkv_core.contracts.storage import Storage
 from nkv_core.errors import BadRequest, DeadlineExceeded, Stopping
 from nkv_core.keys import EVERYTHING, Pattern
-from nkv_core.keyspace.book import Book
-from nkv_core.keyspace.checking import Checker, size_of
-from nkv_core.keyspace.committer import Committer
+from nkv_core.keyspace.checking import WRITE_BYTES, Checker, size_of
 from nkv_core.keyspace.draft import Draft
 from nkv_core.keyspace.entries import read_entries
 from nkv_core.keyspace.figures import measurements_of, status_of
 from nkv_core.keyspace.opening import open_book
+from nkv_core.keyspace.parts import Parts
 from nkv_core.keyspace.plans import apply_foreign, carry_out, carry_out_all
-from nkv_core.keyspace.reading import Reader, Steps
+from nkv_core.keyspace.reading import Steps
 from nkv_core.keyspace.state import PluginState
 from nkv_core.keyspace.upkeep import Upkeep
-from nkv_core.loop import Worker
+from nkv_core.keyspace.view import DraftView
+from nkv_core.loop import Pending, Worker
 from nkv_core.records import RangeTombstone, Record, Token, wall_clock
 
 log = logging.getLogger("nkv.keyspace")
@@ -55,26 +56,6 @@ T = TypeVar("T")
 
 _FOREIGN_BYTES: Final = 4 * 1024 * 1024  # of records of other nodes that are taken at once
 _FOREIGN_COUNT: Final = 1000
-
-
-class _Parts:
-    """What an open keyspace is made of."""
-
-    __slots__ = ("book", "committer", "reader", "reading", "upkeep", "writing")
-
-    def __init__(
-        self,
-        book: Book,
-        settings: KeyspaceSettings,
-        writing: Worker | None,
-        reading: Worker | None,
-    ) -> None:
-        self.book: Final = book
-        self.writing: Final = writing
-        self.reading: Final = reading
-        self.reader: Final = Reader(book)
-        self.committer: Final = Committer(book, settings, writing)
-        self.upkeep: Final = Upkeep(self.committer, book, settings)
 
 
 class LocalKeyspace:
@@ -101,13 +82,14 @@ class LocalKeyspace:
         should it have to be upgraded.
         """
         self._storage: Final = storage
-        self._settings: Final = settings
+        #: Its limits, and how long it remembers what.
+        self.settings: Final = settings
         self._node_id: Final = node_id
         self._wall: Final = wall
         self._copy_to: Final = copy_to
         self._checker: Final = Checker(settings)
         self._check_key: Final = self._checker.key
-        self._open: _Parts | None = None
+        self._open: Parts | None = None
         self._get: Callable[[str, bytes], Record | None] | None = None  # only where it reads inline
 
     # --- its life -----------------------------------------------------------------------------
@@ -141,7 +123,7 @@ class LocalKeyspace:
             if reading is not None:
                 reading.close()
             raise
-        self._open = _Parts(book, self._settings, writing, reading)
+        self._open = Parts(book, self.settings, writing, reading)
         self._get = None if reading is not None else self._open.reader.get
 
     async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
@@ -161,7 +143,7 @@ class LocalKeyspace:
         if parts is None or parts.committer.closing:
             return
         with anyio.CancelScope(shield=True):
-            with anyio.move_on_after(self._settings.write_deadline) as scope:
+            with anyio.move_on_after(self.settings.write_deadline) as scope:
                 await parts.committer.close()
                 if parts.writing is None:
                     self._storage.close()
@@ -174,7 +156,7 @@ class LocalKeyspace:
             if worker is not None:
                 worker.close()
 
-    def _parts(self) -> _Parts:
+    def _parts(self) -> Parts:
         if self._open is None:
             raise Stopping("The keyspace is not open.")
         return self._open
@@ -213,10 +195,6 @@ class LocalKeyspace:
         """Does at once what `run` does in the background."""
         return self._parts().upkeep
 
-    def hold_tombstones(self, behind: int | None) -> None:
-        """Forget no deletion of a later revision than this, whatever its age; None ends that."""
-        self._parts().upkeep.held_behind = behind
-
     def status(self) -> dict[str, Any]:
         """What `/v1/status` shows of it."""
         parts = self._parts()
@@ -229,7 +207,7 @@ class LocalKeyspace:
 
     def state(self, plugin: str) -> State:
         """The durable state of a plugin."""
-        return PluginState(plugin, self, self._storage, self._settings.state_bytes)
+        return PluginState(plugin, self, self._storage, self.settings.state_bytes)
 
     # --- reading ------------------------------------------------------------------------------
 
@@ -265,7 +243,7 @@ class LocalKeyspace:
     async def count(self) -> int:
         """How many records there are."""
         parts = self._parts()
-        with anyio.move_on_after(self._settings.write_deadline):
+        with anyio.move_on_after(self.settings.write_deadline):
             async with parts.upkeep.reclaiming:
                 return await self.read(parts.reader.count())
         raise DeadlineExceeded("Counting took too long.")
@@ -321,7 +299,7 @@ class LocalKeyspace:
         return await self.read(steps())
 
     def _seconds(self, options: Options) -> float:
-        return self._settings.write_deadline if options.deadline is None else options.deadline
+        return self.settings.write_deadline if options.deadline is None else options.deadline
 
     # --- writing ------------------------------------------------------------------------------
 
@@ -398,6 +376,36 @@ class LocalKeyspace:
         if part or not checked:
             taken += await self.write(partial(apply_foreign, part, merge), size)
         return taken
+
+    # --- without waiting: `contracts.keyspace.Prompt` --------------------------------------------
+
+    def get_now(self, key: str) -> Record | Awaitable[Record | None] | None:
+        """The record of a key, or None; to be awaited where the storage reads in a thread."""
+        if self._get is not None:
+            return self._get(key, self._check_key(key))
+        return self.get(key)
+
+    def write_now(self, operation: Operation) -> Written | Pending[Written]:
+        """Carry out one operation; to be awaited where the storage writes in a thread."""
+        encoded = self._checker.operation(operation)
+        return self._parts().committer.begin(
+            partial(carry_out, encoded, operation),
+            size_of(encoded, operation),
+            None,
+            None if isinstance(operation, Clear) else encoded,
+        )
+
+    def transact_now(
+        self, transaction: Transaction[T], keys: Sequence[str], size: int = 0
+    ) -> T | Pending[T]:
+        """Carry out a transaction, in its place among all writes: it never has to be repeated."""
+        checker = self._checker
+        return self._parts().committer.begin(
+            lambda draft: transaction(DraftView(draft, checker)),
+            size + WRITE_BYTES * max(len(keys), 1),
+            None,
+            checker.key(keys[0]) if len(keys) == 1 else None,
+        )
 
     async def _one(self, operation: Operation, options: Options) -> Written:
         encoded = self._checker.operation(operation)

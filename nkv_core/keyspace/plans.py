@@ -126,13 +126,19 @@ def bury(
 ) -> None:
     """Replace a record by a tombstone, as a change."""
     draft.bury(encoded, tombstone)
+    _tell_end(cause, tombstone, tombstone.modified, previous, draft)
+
+
+def _tell_end(
+    cause: str, tombstone: Tombstone, modified: int, previous: int | None, draft: Draft
+) -> None:
     draft.changes.append(
         Change(
             "delete",
             cause,
             tombstone.key,
             tombstone.revision,
-            tombstone.modified,
+            modified,
             tombstone.origin,
             previous=previous,
         )
@@ -148,16 +154,18 @@ def hide(cause: str, clear: RangeTombstone, draft: Draft) -> None:
 
 
 def expire(encoded: bytes, record: Record, draft: Draft) -> None:
-    """Make a record's expiry a change.
+    """Make a record's expiry a change, of the time of the expiry.
 
     The tombstone depends on the record alone, so that every node which has the record makes the
-    same one: its time is the expiry, its origin that of the record. A record that was past its
-    expiry when it was written still gets a tombstone newer than itself.
+    same one. It comes just behind the record and not at its expiry: what another node wrote in
+    between, and this one has yet to learn of, is no part of what expires.
     """
-    modified = max(timestamp_at(record.expires or 0), record.modified + 1)
-    draft.book.clock.observe(modified)
-    tombstone = Tombstone(record.key, draft.next_revision(), modified, record.origin)
-    bury(encoded, "expire", tombstone, record.revision, draft)
+    behind = record.modified + 1
+    told = max(timestamp_at(record.expires or 0), behind)
+    draft.book.clock.observe(told)
+    tombstone = Tombstone(record.key, draft.next_revision(), behind, record.origin)
+    draft.bury(encoded, tombstone)
+    _tell_end("expire", tombstone, told, record.revision, draft)
 
 
 # --- from other nodes -----------------------------------------------------------------------------
@@ -193,10 +201,10 @@ def _apply_one(encoded: bytes, one: Record | Tombstone, merge: Merge | None, dra
         if _same(one, before):
             return False
         cause = REPLICATED if _same(one, theirs) else MERGED
-    elif before is not None and not one.newer_than(before) and not _ends(one, before):
+    elif before is not None and not one.newer_than(before):
         return False
     buried = draft.tombstone(encoded, one.key)
-    if buried is not None and not one.newer_than(buried):
+    if buried is not None and not _outlives(one, buried):
         return False
     revision = draft.next_revision()
     previous = None if before is None else before.revision
@@ -243,9 +251,13 @@ def _same(one: Record, other: Record) -> bool:
     )
 
 
-def _ends(one: Record | Tombstone, before: Record) -> bool:
-    """Whether a deletion is of the very moment of a record: then there must be one rule."""
-    return isinstance(one, Tombstone) and not before.newer_than(one)
+def _outlives(one: Record | Tombstone, buried: Tombstone) -> bool:
+    """Whether it counts beside a deletion. Of the very moment of one, which only an expiry can be,
+    a record does: somebody wrote it, and the expiry was that of the record before it.
+    """
+    if isinstance(one, Record):
+        return not buried.newer_than(one)
+    return one.newer_than(buried)
 
 
 # --- the state of plugins -------------------------------------------------------------------------

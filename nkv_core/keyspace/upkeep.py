@@ -39,8 +39,6 @@ class Upkeep:
         self._settings: Final = settings
         #: Held while a part of what was cleared is reclaimed. Whoever counts holds it too.
         self.reclaiming: Final = anyio.Lock(fast_acquire=True)
-        #: Deletions of later revisions are not forgotten: some other node has yet to learn of them.
-        self.held_behind: int | None = None
         #: How many records have expired.
         self.expired = 0
 
@@ -106,6 +104,6 @@ class Upkeep:
         while await self._committer.trim():
             await checkpoint()
         before = self._book.wall() - round(self._settings.tombstone_age * 1000)
-        walk = Walk(all_tombstones, partial(forget_tombstones, before, self.held_behind))
+        walk = Walk(all_tombstones, partial(forget_tombstones, before))
         while await self._committer.write(walk.step, 0):
             await checkpoint()

@@ -17,7 +17,7 @@ from typing import Any, Final
 
 import anyio
 
-from nkv_core.contracts.context import Address, TcpAddress, UnixAddress
+from nkv_core.contracts.context import Address, Guard, TcpAddress, UnixAddress
 from nkv_core.contracts.owner import Owner
 from nkv_core.errors import AddressInUse, StartError, Stopping
 
@@ -56,6 +56,22 @@ class HeldSocket:
                     path.unlink()
 
 
+class ReachedPlace:
+    """A place elsewhere, over a connection to which a transport is reached, and who has one."""
+
+    def __init__(self, place: tuple[str, int], plugin: str) -> None:
+        self.place: Final = place
+        self.plugin: Final = plugin
+        self.users: set[Owner] = set()
+        self.announced = False  #: whether `Connect` was emitted
+
+    def close(self) -> None:
+        """Nothing: the connection is its plugin's."""
+
+
+Held = HeldSocket | ReachedPlace
+
+
 class BrokeredListener:
     """What `ctx.listen` returns."""
 
@@ -78,44 +94,75 @@ class BrokeredListener:
 class Broker:
     """Opens and closes listening sockets. Used on the event loop only."""
 
-    def __init__(self, *, beyond_loopback: bool) -> None:
-        """`beyond_loopback`: whether listeners may be reached from other machines."""
-        self._beyond_loopback = beyond_loopback
+    def __init__(self, *, insecure: bool, authenticated: bool) -> None:
+        """`insecure`: whether everything is allowed; `authenticated`: whether tokens are used."""
+        self._insecure = insecure
+        self._authenticated = authenticated
         self._held: list[HeldSocket] = []
+        self._reached: list[ReachedPlace] = []
 
-    async def listen(self, owner: Owner, address: Address) -> BrokeredListener:
+    async def listen(
+        self, owner: Owner, address: Address, guard: Guard = "tokens"
+    ) -> BrokeredListener:
         """Listen at an address, or share what an earlier generation listens at there.
 
         Raises `AddressInUse`, and `StartError` where it cannot or may not be listened at.
         """
+        if guard == "nobody" and self._authenticated and not self._insecure:
+            raise StartError(
+                "A listener that serves whoever comes, on a node that uses tokens: allow it with"
+                " --insecure."
+            )
         held: tuple[HeldSocket, ...]
         if isinstance(address, UnixAddress):
             held = (self._at_path(owner, address),)
         else:
-            held = await self._at_port(owner, address)
+            held = await self._at_port(owner, address, guard)
         for each in held:
             each.users.add(owner)
         return BrokeredListener(held, owner)
 
-    def used_by(self, owner: Owner) -> list[HeldSocket]:
-        """The sockets of one generation."""
-        return [held for held in self._held if owner in held.users]
+    def reach(self, owner: Owner, host: str, port: int) -> ReachedPlace:
+        """Note that a generation is connected to a place, or shares it with an earlier one."""
+        place = (host, port)
+        for reached in self._reached:
+            if reached.plugin == owner.name and reached.place == place:
+                break
+        else:
+            reached = ReachedPlace(place, owner.name)
+            self._reached.append(reached)
+        reached.users.add(owner)
+        return reached
 
-    def release(self, owner: Owner) -> list[HeldSocket]:
-        """Take a generation's sockets from it; those that nobody uses any more are closed."""
+    def used_by(self, owner: Owner) -> list[Held]:
+        """The sockets of one generation, and the places that it has reached."""
+        every: list[Held] = [*self._held, *self._reached]
+        return [held for held in every if owner in held.users]
+
+    def release(self, owner: Owner, only: Held | None = None) -> list[Held]:
+        """Take from a generation what it uses, or one of these; what nobody uses any more is closed
+        and returned.
+        """
         closed = []
         for held in self.used_by(owner):
+            if only is not None and held is not only:
+                continue
             held.users.discard(owner)
             if not held.users:
-                self._held.remove(held)
+                if isinstance(held, HeldSocket):
+                    self._held.remove(held)
+                else:
+                    self._reached.remove(held)
                 held.close()
                 closed.append(held)
         return closed
 
     # --- TCP --------------------------------------------------------------------------------------
 
-    async def _at_port(self, owner: Owner, address: TcpAddress) -> tuple[HeldSocket, ...]:
-        found = await self._resolve(address)
+    async def _at_port(
+        self, owner: Owner, address: TcpAddress, guard: Guard
+    ) -> tuple[HeldSocket, ...]:
+        found = await self._resolve(address, guard)
         last: AddressInUse | None = None
         for _ in range(_TRIES if address.port == 0 else 1):
             try:
@@ -124,7 +171,9 @@ class Broker:
                 last = error
         raise last or AddressInUse(_told(address))
 
-    async def _resolve(self, address: TcpAddress) -> list[tuple[int, tuple[Any, ...]]]:
+    async def _resolve(
+        self, address: TcpAddress, guard: Guard
+    ) -> list[tuple[int, tuple[Any, ...]]]:
         """The family and address of each place that the host's name stands for."""
         if not 0 <= address.port <= 65535:
             raise StartError(f"{address.port} is no port: it is from 0 to 65535.")
@@ -138,11 +187,13 @@ class Broker:
         except (OSError, UnicodeError) as error:
             raise StartError(f"The host {address.host!r} cannot be resolved: {error}.") from None
         places = [(family, place) for family, _, _, _, place in infos]
+        guarded = guard == "own" or (guard == "tokens" and self._authenticated)
         for _, place in places:
-            if not self._beyond_loopback and not _is_loopback(str(place[0])):
+            if not (guarded or self._insecure or _is_loopback(str(place[0]))):
+                instead = "set auth.tokens, or " if guard == "tokens" else ""
                 raise StartError(
-                    f"{_told(address)} can be reached from other machines: set auth.tokens, or"
-                    " allow it with --insecure."
+                    f"{_told(address)} can be reached from other machines: {instead}allow it with"
+                    " --insecure."
                 )
         return list(dict.fromkeys(places))
 

@@ -2,14 +2,15 @@
 
 import logging
 from collections.abc import Awaitable, Callable
-from contextlib import AsyncExitStack
+from contextlib import AbstractContextManager, AsyncExitStack
 from pathlib import Path
 from typing import Any, Final, Protocol
 
+from anyio import Event
 from anyio.abc import TaskGroup
 
-from nkv_core.contracts.context import Address, Listener, NodeView, State
-from nkv_core.contracts.handlers import Dispatch
+from nkv_core.contracts.context import Address, Guard, Listener, NodeView, State
+from nkv_core.contracts.handlers import Dispatch, DispatchNow
 from nkv_core.contracts.keyspace import Keyspace, Replicable
 from nkv_core.contracts.mesh import Discovery, Merger, Mesh
 from nkv_core.contracts.owner import Owner
@@ -22,6 +23,13 @@ from nkv_core.plugin_host.broker import Broker
 from nkv_core.plugin_host.registry import Registry
 
 LOG_PREFIX: Final = "nkv.plugin."
+
+
+class Listen(Protocol):
+    """Listens on behalf of one generation."""
+
+    def __call__(self, address: Address, *, guard: Guard, scheme: str) -> Awaitable[Listener]:
+        """As `Context.listen`."""
 
 
 class StatefulKeyspace(Replicable, Protocol):
@@ -108,12 +116,16 @@ class PluginContext:
         tasks: TaskGroup,
         stack: AsyncExitStack,
         handlers: HandlerCollector,
-        listen: Callable[[Address], Awaitable[Listener]],
+        listen: Listen,
+        reach: Callable[[str, int], AbstractContextManager[None]],
+        predecessor: Event | None,
         offered: Callable[[str, str], Any],
     ) -> None:
         self._services = services
         self._listen = listen
+        self._predecessor = predecessor
         self._offered = offered
+        self.reach: Final = reach
         self.owner: Final = owner
         self.name: Final = owner.name
         self.settings: Final = settings
@@ -123,6 +135,7 @@ class PluginContext:
         self.handlers: Final = handlers
         self.node: Final = services.node
         self.dispatch: Final[Dispatch] = services.dispatcher.dispatch
+        self.dispatch_now: Final[DispatchNow] = services.dispatcher.dispatch_now
 
     @property
     def keyspace(self) -> Keyspace:
@@ -134,9 +147,18 @@ class PluginContext:
         """The plugin's durable state. Raises `StartError` while the keyspace is not open."""
         return self._services.within.state(self.name)
 
-    async def listen(self, address: Address) -> Listener:
+    async def listen(
+        self, address: Address, *, guard: Guard = "tokens", scheme: str = ""
+    ) -> Listener:
         """Listen at an address, as in the contract."""
-        return await self._listen(address)
+        return await self._listen(address, guard=guard, scheme=scheme)
+
+    async def predecessor_ended(self) -> bool:
+        """Wait for the generation that this one replaces, as in the contract."""
+        if self._predecessor is None:
+            return False
+        await self._predecessor.wait()
+        return True
 
     def merger(self, name: str) -> Merger:
         """The merger of this name, as in the contract."""

@@ -75,7 +75,7 @@ class PluginHost:
         self._dispatcher = dispatcher
         self._services = Services(
             dispatcher=dispatcher,
-            broker=Broker(beyond_loopback=insecure or authenticated),
+            broker=Broker(insecure=insecure, authenticated=authenticated),
             data_dir=data_dir,
             node=node,
             offered=self._offered,
@@ -145,7 +145,7 @@ class PluginHost:
                     f"{candidate.spec} is the plugin {candidate.name}; it cannot replace {name}."
                 )
             old, since = slot.generation, slot.loaded_at
-            generation = self._generation(candidate)
+            generation = self._generation(candidate, old.undone)
             given = slot.given if settings is None else settings
             try:
                 await self._prepare(generation, given)
@@ -288,7 +288,9 @@ class PluginHost:
             f"Looking for {spec} took longer than {self._settings.setup_deadline:g} s."
         )
 
-    def _generation(self, candidate: discovery.Candidate) -> Generation:
+    def _generation(
+        self, candidate: discovery.Candidate, predecessor: Event | None = None
+    ) -> Generation:
         number = self._numbers[candidate.name] = self._numbers.get(candidate.name, 0) + 1
         return Generation(
             candidate,
@@ -297,6 +299,7 @@ class PluginHost:
             services=self._services,
             features=self._features,
             failed=self._failed,
+            predecessor=predecessor,
         )
 
     async def _prepare(self, generation: Generation, settings: Mapping[str, Any] | None) -> None:

@@ -7,7 +7,8 @@ and all: the scope that they stood on is gone.
 """
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Final, Literal
 
 import anyio
@@ -15,15 +16,16 @@ from anyio import CancelScope, Event, current_time
 from anyio.abc import TaskGroup
 
 from nkv_core.config import section_of
-from nkv_core.contracts.context import Address, Listener
+from nkv_core.contracts.context import Address, Guard, Listener
 from nkv_core.contracts.owner import Owner
 from nkv_core.contracts.settings import PluginSettings
 from nkv_core.dispatch import Registration
-from nkv_core.errors import NkvError, PluginSetupFailed
+from nkv_core.errors import NkvError, PluginSetupFailed, Unreachable
 from nkv_core.events import Connect, Disconnect
 from nkv_core.handlers import Features, HandlerCollector
 from nkv_core.loop import Worker
 from nkv_core.plugin_host import blame
+from nkv_core.plugin_host.broker import Held
 from nkv_core.plugin_host.changes import ChangeFeed
 from nkv_core.plugin_host.context import PluginContext, Services
 from nkv_core.plugin_host.discovery import Candidate
@@ -63,8 +65,11 @@ class Generation:
         services: Services,
         features: Features,
         failed: Callable[["Generation"], None],
+        predecessor: Event | None = None,
     ) -> None:
-        """`failed` is called where it fails by itself while it is active."""
+        """`failed` is called where it fails by itself while it is active; `predecessor` is set once
+        nothing is left of the generation that it replaces.
+        """
         self.candidate: Final = candidate
         self.owner: Final = Owner(candidate.name, number)
         self.state: State = "discovered"
@@ -77,9 +82,11 @@ class Generation:
             candidate.name, deadline=settings.transport_drain_deadline, failed=self._fail
         )
         self.kinds: tuple[str, ...] = ()
+        self._scheme = ""  #: of the addresses of one that listens and is no transport
         self._services = services
         self._limits = settings
         self._tell_failed = failed
+        self._predecessor = predecessor
         self._modules: Modules | None = None
         self._handlers = HandlerCollector(self.owner, features)
         self._feed: ChangeFeed | None = None
@@ -212,6 +219,8 @@ class Generation:
             stack=scope.stack,
             handlers=self._handlers,
             listen=self._listen,
+            reach=self._reach,
+            predecessor=self._predecessor,
             offered=self._offered,
         )
         for hook in self.hooks.all("nkv_setup"):
@@ -236,11 +245,27 @@ class Generation:
         own = self.offer(hook, name)
         return self._services.offered(hook, name, self.name) if own is None else own
 
-    async def _listen(self, address: Address) -> Listener:
-        listener = await self._services.broker.listen(self.owner, address)
+    async def _listen(self, address: Address, *, guard: Guard, scheme: str) -> Listener:
+        self._scheme = scheme
+        listener = await self._services.broker.listen(self.owner, address, guard)
         if self.state == "active":
             self._announce()
         return listener
+
+    @contextmanager
+    def _reach(self, host: str, port: int) -> Iterator[None]:
+        place = self._services.broker.reach(self.owner, host, port)
+        if self.state == "active":
+            self._announce()
+        error: NkvError | None = None
+        try:
+            yield
+        except Exception as raised:
+            # One of ours: events may be kept, and what was raised holds the frames of the plugin.
+            error = Unreachable(f"{host}:{port}: {raised}")
+            raise
+        finally:
+            self._tell_closed(self._services.broker.release(self.owner, place), error)
 
     # --- in charge --------------------------------------------------------------------------------
 
@@ -276,8 +301,15 @@ class Generation:
             if not held.announced:
                 held.announced = True
                 transport = self.serving.transport
-                scheme = "" if transport is None else transport.scheme
+                scheme = self._scheme if transport is None else transport.scheme
                 self._services.dispatcher.emit(Connect(*held.place, self.serving.listener, scheme))
+
+    def _tell_closed(self, closed: list[Held], error: BaseException | None) -> None:
+        for held in closed:
+            if held.announced:
+                self._services.dispatcher.emit(
+                    Disconnect(*held.place, self.serving.listener, error)
+                )
 
     def show_lines(self) -> None:
         """Have tracebacks show this generation's source again."""
@@ -353,10 +385,7 @@ class Generation:
             return
         if self._in_charge:
             self._services.dispatcher.switch(leave=self.owner)
-        for held in self._services.broker.release(self.owner):
-            if held.announced:
-                event = Disconnect(*held.place, self.serving.listener, self.error)
-                self._services.dispatcher.emit(event)
+        self._tell_closed(self._services.broker.release(self.owner), self.error)
         if self._modules is not None:
             self._services.registry.unregister(self._modules.prefix)
             self._modules.remove()

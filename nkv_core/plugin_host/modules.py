@@ -25,6 +25,7 @@ from nkv_core.errors import PluginInvalid
 from nkv_core.plugin_host.source import Source, SourceFile
 
 _serial = itertools.count(1)
+_PARSES = 10  #: tries to parse a file that other threads disturb
 _Lines = tuple[int, float | None, list[str], str]
 
 
@@ -44,7 +45,7 @@ class Modules(MetaPathFinder, InspectLoader):
         Raises `SyntaxError`, and `PluginInvalid` where the package imports itself by its own name.
         """
         for file in self.source.files.values():
-            tree = ast.parse(file.data, str(file.path))
+            tree = _parse(file.data, str(file.path))
             if self.source.files[""].is_package:
                 _refuse_own_name(tree, file, self.source.name)
             self._code[file.module] = compile(tree, str(file.path), "exec", dont_inherit=True)
@@ -139,6 +140,20 @@ class Modules(MetaPathFinder, InspectLoader):
         if file is None or self._removed:
             raise ModuleNotFoundError(f"No module named {fullname!r}", name=fullname)
         return file
+
+
+def _parse(data: bytes, path: str) -> ast.Module:
+    """As `ast.parse`. Before 3.11.8 and 3.12.2 Python counts the depth of its recursion for all
+    threads together (CPython issue 106905), and blames the file for what another thread parsed.
+    """
+    tries = 0
+    while True:
+        try:
+            return ast.parse(data, path)
+        except SystemError as error:
+            tries += 1
+            if tries == _PARSES or "recursion depth mismatch" not in str(error):
+                raise
 
 
 def _refuse_own_name(tree: ast.Module, file: SourceFile, name: str) -> None:

@@ -6,11 +6,11 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-import anyio
 import msgspec
 
 from nkv_core.config import convert_section
 from nkv_core.errors import PluginSetupFailed
+from nkv_core.loop import refuse_other_backends
 
 
 def merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
@@ -59,10 +59,5 @@ def checked(plugin: str, kind: str, name: str, offered: Any) -> Any:
     """
     if offered is None:
         raise PluginSetupFailed(f"{plugin} offers no {kind} called {name}.")
-    backend = anyio.get_cancelled_exc_class().__module__.partition(".")[0]
-    if backend not in offered.backends:
-        raise PluginSetupFailed(
-            f"The {kind} {name} does not run on {backend}, only on"
-            f" {', '.join(sorted(offered.backends)) or 'nothing'}: set node.backend."
-        )
+    refuse_other_backends(f"The {kind} {name}", offered.backends)
     return offered

@@ -9,6 +9,7 @@ from nkv_core.contracts.context import Context
 from nkv_core.contracts.handlers import Handlers
 from nkv_core.contracts.markers import hookimpl
 from nkv_core.errors import PluginInvalid
+from nkv_core.loop import refuse_other_backends
 
 try:
     import socketio  # noqa: F401  # whether it is there: the modules below import it for use
@@ -19,7 +20,6 @@ except ModuleNotFoundError as error:
     ) from None
 
 from . import kv
-from .backend import refuse_other_than_asyncio
 from .clients import Clients
 from .mount import PREFIX, Mount
 from .settings import SocketioSettings
@@ -43,7 +43,7 @@ def nkv_handlers(handlers: Handlers) -> None:
 @asynccontextmanager
 async def nkv_setup(ctx: Context) -> AsyncIterator[None]:
     """Serve Socket.IO, and tell its clients of every put from now on."""
-    refuse_other_than_asyncio()
+    refuse_other_backends("nkv_notifier_socketio", ("asyncio",))
     async with Clients(ctx.settings, ctx.log) as clients:
         teller = Teller(ctx, clients)
         register(ctx.handlers, clients, teller)

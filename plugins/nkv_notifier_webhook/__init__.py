@@ -33,7 +33,7 @@ async def nkv_setup(ctx: Context) -> AsyncIterator[None]:
     await dead.load()
     async with Receiver(settings, secret) as receiver:
         courier = Courier(ctx, receiver, dead)
-        await courier.begin()
-        register(ctx.handlers, courier)
-        ctx.tasks.start_soon(courier.run, name="nkv: webhook")
-        yield
+        async with courier.follower:
+            register(ctx.handlers, courier)
+            ctx.tasks.start_soon(courier.run, name="nkv: webhook")
+            yield

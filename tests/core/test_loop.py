@@ -7,8 +7,15 @@ import weakref
 import anyio
 import pytest
 
-from nkv_core.errors import Stopping
-from nkv_core.loop import Worker, soon_caller, threadsafe_caller, waiter_maker
+from nkv_core.errors import PluginSetupFailed, Stopping
+from nkv_core.loop import (
+    Pending,
+    Worker,
+    refuse_other_backends,
+    soon_caller,
+    threadsafe_caller,
+    waiter_maker,
+)
 
 pytestmark = pytest.mark.anyio
 
@@ -142,3 +149,51 @@ def test_a_worker_survives_the_end_of_its_loop(anyio_backend):
     anyio.run(leave, backend=anyio_backend)
     go.set()
     assert workers[0].join(5)
+
+
+async def test_a_pending_result_is_awaited():
+    pending = Pending()
+    async with anyio.create_task_group() as tasks:
+
+        async def settle():
+            pending.settle(7)
+
+        tasks.start_soon(settle)
+        with anyio.fail_after(5):
+            assert await pending == 7
+
+
+async def test_a_pending_failure_is_raised():
+    pending = Pending()
+    pending.settle(None, Stopping("no"))
+    with pytest.raises(Stopping, match="no"):
+        await pending
+
+
+async def test_a_function_is_told_of_a_result_once_whenever_it_comes():
+    told = []
+    early, late = Pending(), Pending()
+    early.then(lambda *outcome: told.append(outcome))
+    early.settle(1)
+    early.settle(2)
+    late.settle(3)
+    late.then(lambda *outcome: told.append(outcome))
+    assert told == [(1, None), (3, None)]
+
+
+async def test_what_is_made_of_a_result_takes_its_place():
+    pending = Pending()
+    doubled, failed = pending.map(lambda n: n * 2), Pending()
+    broken = failed.map(lambda n: n / 0)
+    pending.settle(21)
+    failed.settle(1)
+    assert await doubled == 42
+    with pytest.raises(ZeroDivisionError):
+        await broken
+
+
+async def test_what_does_not_run_on_this_backend_is_refused_by_name(anyio_backend):
+    refuse_other_backends("it", ("asyncio", "trio"))
+    other = "trio" if anyio_backend == "asyncio" else "asyncio"
+    with pytest.raises(PluginSetupFailed, match=f"it does not run on {anyio_backend}, only on"):
+        refuse_other_backends("it", (other,))

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import queue
 import sys
 import threading
 import time
@@ -288,23 +289,60 @@ def test_a_node_that_refuses_all_of_it_is_not_asked_for_each_line(
     assert len(plain_node.server.asked) == 2
 
 
-def test_what_comes_slowly_through_a_pipe_is_not_held_up(plain_node, monkeypatch, capfdbinary):
+@pytest.fixture
+def piped_import(plain_node, monkeypatch, capfdbinary):
+    """An import in a thread that reads a pipe: the end to write into, and the exit code to come."""
     monkeypatch.setenv("NKV_URL", plain_node.url)
     reading, writing = os.pipe()
-    source = os.fdopen(reading, "r")
-    monkeypatch.setattr(sys, "stdin", source)
-    codes = []
-    thread = threading.Thread(target=lambda: codes.append(main(["import", "-"])))
-    thread.start()
-    with Client(plain_node.url) as client, os.fdopen(writing, "wb", buffering=0) as pipe:
-        for number in range(3):
-            pipe.write(line(f"k{number}", "1").encode())
-            deadline = time.monotonic() + 30
-            while client.get(f"k{number}") is None:
-                assert time.monotonic() < deadline, "it was held up"
-    thread.join(30)
-    source.close()
-    assert codes == [0]
+    codes = queue.SimpleQueue()
+    with os.fdopen(reading, "r") as source, os.fdopen(writing, "wb", buffering=0) as pipe:
+        monkeypatch.setattr(sys, "stdin", source)
+        thread = threading.Thread(target=lambda: codes.put(main(["import", "-"])))
+        thread.start()
+        try:
+            yield pipe, codes
+        finally:
+            pipe.close()
+            thread.join(60)
+
+
+def wait_for(node, key):
+    with Client(node.url) as client:
+        deadline = time.monotonic() + 30
+        while client.get(key) is None:
+            assert time.monotonic() < deadline, f"{key} was held up"
+
+
+def test_what_comes_slowly_through_a_pipe_is_not_held_up(plain_node, piped_import):
+    pipe, codes = piped_import
+    for number in range(3):
+        pipe.write(line(f"k{number}", "1").encode())
+        wait_for(plain_node, f"k{number}")
+    pipe.close()
+    assert codes.get(timeout=30) == 0
+
+
+def test_what_comes_while_the_node_is_busy_is_not_held_up_either(plain_node, piped_import):
+    pipe, codes = piped_import
+    answer, busy, free = plain_node.server.answer, threading.Event(), threading.Event()
+
+    def answer_slowly(asked):
+        if asked.target == "/v1/batch" and b"k0" in asked.body:
+            busy.set()
+            free.wait(30)
+        return answer(asked)
+
+    plain_node.server.answer = answer_slowly
+    try:
+        pipe.write(line("k0", "1").encode())
+        assert busy.wait(30)
+        pipe.write(line("k1", "1").encode())
+        wait_for(plain_node, "k1")
+    finally:
+        free.set()
+    wait_for(plain_node, "k0")
+    pipe.close()
+    assert codes.get(timeout=30) == 0
 
 
 # --- what comes out -------------------------------------------------------------------------------

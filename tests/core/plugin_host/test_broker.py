@@ -20,7 +20,7 @@ FIRST, SECOND, OTHER = Owner("tcp", 1), Owner("tcp", 2), Owner("other", 1)
 
 @pytest.fixture
 def broker():
-    made = Broker(beyond_loopback=False)
+    made = Broker(insecure=False, authenticated=False)
     yield made
     for owner in (FIRST, SECOND, OTHER):
         made.release(owner)

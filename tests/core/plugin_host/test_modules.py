@@ -1,5 +1,6 @@
 """Modules of a generation: names of their own, and nothing left of them."""
 
+import ast
 import importlib.resources
 import linecache
 import logging
@@ -48,6 +49,21 @@ def test_two_generations_live_side_by_side(write, modules):
     assert one.helper is not two.helper
     assert one.__name__ != two.__name__
     assert "pack" not in sys.modules
+
+
+def test_what_other_threads_parse_is_not_held_against_a_plugin(write, modules, monkeypatch):
+    parse, failures = ast.parse, [SystemError("AST constructor recursion depth mismatch (1, 2)")]
+
+    def disturbed(*arguments):
+        if failures:
+            raise failures.pop()
+        return parse(*arguments)
+
+    monkeypatch.setattr(ast, "parse", disturbed)
+    assert modules(write("plain.py", "VALUE = 1")).execute().VALUE == 1
+    failures.append(SystemError("something else"))
+    with pytest.raises(SystemError, match="something else"):
+        modules(write("other.py", "VALUE = 1"))
 
 
 def test_a_module_knows_its_file_and_its_resources(write, modules):

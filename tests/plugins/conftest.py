@@ -1,0 +1,67 @@
+"""What the tests of several plugins share: a real NATS server."""
+
+import shutil
+import socket
+import subprocess
+import time
+
+import pytest
+
+NATS_SERVER = shutil.which("nats-server")
+
+
+class NatsProcess:
+    """A NATS server on a port of its own, that can be killed and started again."""
+
+    def __init__(self, folder, arguments):
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            self.port = free.getsockname()[1]
+        self._folder, self._arguments = folder, arguments
+        self._process = None
+
+    @property
+    def url(self):
+        return f"nats://127.0.0.1:{self.port}"
+
+    def start(self):
+        """Start it, and wait until it greets."""
+        command = [NATS_SERVER, "-a", "127.0.0.1", "-p", str(self.port), *self._arguments]
+        with (self._folder / "nats.log").open("ab") as log:
+            self._process = subprocess.Popen(command, stdout=log, stderr=log)
+        until = time.monotonic() + 30
+        while True:
+            try:
+                with socket.create_connection(("127.0.0.1", self.port), timeout=5) as greeted:
+                    if greeted.recv(4) == b"INFO":
+                        return
+            except OSError:
+                assert time.monotonic() < until, "the NATS server does not start"
+            time.sleep(0.01)
+
+    def kill(self):
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+    def signal(self, number):
+        self._process.send_signal(number)
+
+
+@pytest.fixture
+def nats_server(tmp_path):
+    """Starts servers with these arguments; all of them end with the test."""
+    if NATS_SERVER is None:
+        pytest.skip("nats-server is not installed")
+    started = []
+
+    def start(*arguments):
+        server = NatsProcess(tmp_path, arguments)
+        started.append(server)
+        server.start()
+        return server
+
+    start.folder = tmp_path
+    yield start
+    for server in started:
+        server.kill()

@@ -1,0 +1,147 @@
+"""A server that goes and comes, a node that restarts, a plugin that is replaced under traffic."""
+
+import anyio
+import pytest
+
+from nkv_core.events import Connect, Disconnect
+
+pytestmark = pytest.mark.anyio
+NATS = "nkv_transport_nats"
+DEADLINE = 60
+
+
+def update(value):
+    return {"Update": {"value": list(value)}}
+
+
+async def test_a_server_that_goes_away_and_returns_is_served_again(
+    serving, shown, nats_server, connecting
+):
+    server, seen = nats_server(), []
+    async with serving(server) as node, connecting(server) as client:
+        node.on(Connect, seen.append)
+        node.on(Disconnect, seen.append)
+        for key in ("a", "gone"):
+            await node.keyspace.put(key, b"1")
+            await client.hear(key)
+            await client.ask("Subscribe", key)
+        await client.until(lambda: client.told == {"a": ["Hello"], "gone": ["Hello"]})
+        server.kill()
+        await shown(node, lambda status: not status["connected"])
+        for number in range(100):
+            await node.keyspace.put("a", str(number).encode())
+        await node.keyspace.delete("gone")
+        server.start()
+        await shown(node, lambda status: status["connected"])
+        await client.there_again()
+        await node.keyspace.put("a", b"last")
+        await client.until(lambda: client.told["a"][-1] == update(b"last"))
+        form, fields = await client.ask("Get", "a")
+        assert (form, bytes(fields["data"])) == ("Get", b"last")
+    assert [type(event) for event in seen[:2]] == [Disconnect, Connect]
+    assert seen[0].error is not None
+    assert (seen[1].host, seen[1].port) == ("127.0.0.1", server.port)
+
+
+async def test_a_node_starts_without_its_server_and_serves_once_it_is_there(
+    serving, shown, nats_server, connecting
+):
+    server = nats_server()
+    server.kill()
+    async with serving(server) as node:
+        await node.keyspace.put("a", b"1")
+        server.start()
+        await shown(node, lambda status: status["connected"])
+        async with connecting(server) as client:
+            assert (await client.ask("Get", "a"))[1]["data"] == list(b"1")
+
+
+async def test_subscriptions_outlive_a_restart_of_the_node(serving, nats_server, connecting, flags):
+    flags["storage.name"] = "diskcache"
+    server = nats_server()
+    async with connecting(server) as client:
+        async with serving(server) as node:
+            for key in ("a", "gone"):
+                await node.keyspace.put(key, b"1")
+                await client.hear(key)
+                await client.ask("Subscribe", key)
+            await client.until(lambda: client.told == {"a": ["Hello"], "gone": ["Hello"]})
+        quiet = dict(flags)
+        quiet["plugins.load"] = []
+        kept = {name: flags.pop(name) for name in list(flags) if name.startswith("transport.nats")}
+        del kept["transport.nats.backoff"]
+        async with _without_plugin(flags) as node:
+            await node.keyspace.delete("gone")
+            await node.keyspace.put("a", b"2")
+        async with serving(server) as node:
+            await client.until(lambda: client.told["gone"][-1] == "Close")
+            await client.until(lambda: client.told["a"][-1] == update(b"2"))
+            await node.keyspace.put("a", b"3")
+            await client.until(lambda: client.told["a"][-1] == update(b"3"))
+
+
+def _without_plugin(flags):
+    from nkv_core.config import load_settings
+    from nkv_core.node import Node
+
+    return Node(load_settings(flags={**flags, "plugins.load": []}))
+
+
+async def test_replaced_under_traffic_it_answers_each_request_once(
+    serving, nats_server, connecting
+):
+    server = nats_server()
+    async with serving(server) as node, connecting(server) as client:
+        await node.keyspace.put("a", b"0")
+        told = await client.hear("a")
+        await client.ask("Subscribe", "a")
+        done, count = anyio.Event(), 0
+
+        async def write():
+            nonlocal count
+            while not done.is_set():
+                count += 1
+                form, fields = await client.ask("Put", "a", str(count).encode())
+                assert (form, fields["status"]) == ("Base", 200)
+
+        before = node.keyspace.token.revision
+        async with anyio.create_task_group() as tasks:
+            for _ in range(4):
+                tasks.start_soon(write)
+            for _ in range(3):
+                seen = count
+                await node.plugins.replace(NATS)
+                with anyio.fail_after(DEADLINE):
+                    while count < seen + 20:
+                        await anyio.sleep(0.01)
+            done.set()
+        # Each put was carried out once, and the state that the plugin keeps is none of the changes.
+        changes = (
+            await node.keyspace.changes(
+                type(node.keyspace.token)(node.keyspace.history, before), limit=100_000
+            )
+        ).changes
+        assert len(changes) == count
+        last = (await node.keyspace.get("a")).value
+        await client.until(lambda: told[-1] == update(last))
+        await node.plugins.unload(NATS)
+        assert not any(address.startswith("nats:") for address in node.addresses)
+        await node.plugins.load(NATS)
+        await node.keyspace.put("a", b"behind it all")
+        await client.until(lambda: told[-1] == update(b"behind it all"))
+
+
+async def test_a_huge_message_of_rubbish_and_many_small_ones_leave_it_serving(
+    serving, nats_server, connecting
+):
+    server = nats_server()
+    async with serving(server) as node, connecting(server) as client:
+        for verb in ("get", "put", "delete", "subscribe"):
+            await client.nats.publish(f"pubsub.{verb}", b"\x00" * client.nats.max_payload)
+            for _ in range(300):
+                await client.nats.publish(f"pubsub.{verb}", b"\xff\xfe", reply="nobody.there")
+        await client.nats.flush()
+        big = b"\x01" * 300_000
+        assert (await client.ask("Put", "a", big))[1]["status"] == 200
+        assert (await node.keyspace.get("a")).value == big
+        assert await node.keyspace.count() == 1
