@@ -16,7 +16,7 @@ from anyio.from_thread import BlockingPortal, start_blocking_portal
 from nkv_core.admin import mesh_verbs, plugin_verbs, serve_admin, verbs
 from nkv_core.auth import Auth
 from nkv_core.bus import Conduct, Listener
-from nkv_core.config import STORAGE_PREFIX, Settings, section_of
+from nkv_core.config import MESH_PREFIX, STORAGE_PREFIX, Settings, section_of
 from nkv_core.contracts.context import Measurement
 from nkv_core.contracts.handlers import Route
 from nkv_core.contracts.keyspace import Keyspace
@@ -179,7 +179,7 @@ class Node:
         """Load what is asked for, then the default set: all handlers stand before it listens."""
         settings = self.settings.plugins
         loaded = {info.spec for info in self.plugins.plugins()}
-        for spec in dict.fromkeys(settings.load):
+        for spec in dict.fromkeys((*settings.load, *self._joined_meshes())):
             if spec not in loaded:
                 await self.plugins.load(spec)
         names = {info.name for info in self.plugins.plugins()}
@@ -188,6 +188,14 @@ class Node:
         self.settings.check_sections(sections | {f"storage.{self.settings.storage}"})
         for name in wanted:
             await self.plugins.load(name)
+
+    def _joined_meshes(self) -> list[str]:
+        """The plugins of meshes that are told whom to join."""
+        return [
+            f"{MESH_PREFIX}{name.removeprefix('mesh.')}"
+            for name, section in self.settings.sections.items()
+            if name.startswith("mesh.") and section.get("join")
+        ]
 
     async def _stop(self) -> None:
         """Stop in order: those who ask, then what answers them, then what it stands on."""

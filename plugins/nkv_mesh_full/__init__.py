@@ -1,0 +1,23 @@
+"""The full mesh of nkv: nodes that find each other, and each hold everything."""
+
+from typing import Any
+
+import msgspec
+
+from nkv_core.contracts.markers import hookimpl
+from nkv_core.contracts.mesh import Mesh
+
+from .mesh import FullMesh
+from .settings import FullSettings
+
+
+@hookimpl
+def nkv_settings() -> type[msgspec.Struct]:
+    """The section `mesh.full`."""
+    return FullSettings
+
+
+@hookimpl
+def nkv_mesh(name: str, settings: Any) -> Mesh | None:
+    """The mesh `full`."""
+    return FullMesh(settings) if name == "full" else None
