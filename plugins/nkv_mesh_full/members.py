@@ -130,10 +130,12 @@ class Members:
         peer = self._peers.get(rumour.node_id)
         if peer is None:
             known = self._left.get(rumour.node_id)
+            if known is not None and rumour.incarnation <= known.incarnation:
+                return
             if rumour.gone == LEFT:
                 if known is not None or len(self._left) < MOST:
                     self._left[rumour.node_id] = rumour
-            elif (known is None or rumour.incarnation > known.incarnation) and len(self) < MOST:
+            elif len(self) < MOST:
                 self._left.pop(rumour.node_id, None)
                 self._peers[rumour.node_id] = Peer(rumour, self._clock())
             return
