@@ -25,6 +25,7 @@ MODULES: Final[dict[str, str]] = {
     "status": "status",
     "shell": "shell",
     "plugins": "plugins",
+    "mesh": "mesh",
     "token": "token",
 }
 
