@@ -1,5 +1,6 @@
 """Meshes of whole nodes, each a process of its own, ended by its process id."""
 
+import importlib.util
 import json
 import os
 import re
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import httpx2
 import pytest
@@ -232,3 +234,16 @@ def meshes(tmp_path):
     yield made
     for node in made.nodes:
         node.close()
+
+
+@pytest.fixture
+def new_network():
+    """Makes networks of namespaces; skips the test where there can be none."""
+    path = Path(__file__).with_name("networks.py")
+    spec = importlib.util.spec_from_file_location("mesh_networks", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    why_not = module.missing()
+    if why_not:
+        pytest.skip(why_not)
+    return module.Network
