@@ -5,8 +5,9 @@ from typing import Any
 import msgspec
 
 from nkv_core.contracts.markers import hookimpl
-from nkv_core.contracts.mesh import Mesh
+from nkv_core.contracts.mesh import Merger, Mesh
 
+from .mergers import MERGERS
 from .mesh import FullMesh
 from .settings import FullSettings
 
@@ -21,3 +22,10 @@ def nkv_settings() -> type[msgspec.Struct]:
 def nkv_mesh(name: str, settings: Any) -> Mesh | None:
     """The mesh `full`."""
     return FullMesh(settings) if name == "full" else None
+
+
+@hookimpl
+def nkv_merger(name: str, settings: Any) -> Merger | None:  # they need none
+    """The mergers `counter` and `set`."""
+    made = MERGERS.get(name)
+    return None if made is None else made()

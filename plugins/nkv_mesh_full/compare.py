@@ -211,9 +211,10 @@ class Comparison:
                         await batch.add(entry)
                 elif theirs[2] != digest_of(entry):
                     ours = (entry.modified, entry.origin)
-                    if ours >= theirs[:2] or self._core.merge is not None:
+                    both = self._core.merges(entry.key)
+                    if both or ours >= theirs[:2]:
                         await batch.add(entry)
-                    if ours <= theirs[:2] or self._core.merge is not None:
+                    if both or ours <= theirs[:2]:
                         want.append(hashed)
         await batch.flush()
         drop = [

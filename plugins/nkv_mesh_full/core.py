@@ -14,6 +14,7 @@ from .acks import Acks
 from .comparisons import Comparisons
 from .handshake import Terms
 from .members import Members, Peer
+from .merging import Merging
 from .messages import About, Goodbye, Rumour
 from .settings import FullSettings
 from .store import Store
@@ -51,7 +52,7 @@ class Core:
         boot: bytes,
         members: Members,
         store: Store,
-        merge: Merge | None = None,
+        merging: Merging | None = None,
         wall: Callable[[], int] = wall_clock,
     ) -> None:
         self.ctx: Final = ctx
@@ -60,7 +61,7 @@ class Core:
         self.boot: Final = boot
         self.members: Final = members
         self.store: Final = store
-        self.merge: Final = merge
+        self._merging: Final = merging
         self.wall: Final = wall
         self.log: Final[logging.Logger] = ctx.log
         self.figures: Final = Figures()
@@ -70,6 +71,15 @@ class Core:
         self.comparisons: Final = Comparisons(self)
         self.terms: Terms
         self.http = ""
+
+    @property
+    def merge(self) -> Merge | None:
+        """What makes one record of two, where settings say that something does."""
+        return self._merging or None
+
+    def merges(self, key: str) -> bool:
+        """Whether records of a key are merged."""
+        return self._merging is not None and self._merging.concerns(key)
 
     @property
     def own(self) -> Rumour:

@@ -20,6 +20,7 @@ from .handshake import Terms
 from .keyspace import MeshKeyspace
 from .links import Links
 from .members import Members
+from .merging import Merging
 from .messages import Rumour
 from .settings import FullSettings
 from .status import measurements_of, status_of
@@ -78,6 +79,7 @@ class FullMesh(MeshKeyspace):
             boot=secrets.token_bytes(16),
             members=members,
             store=Store(ctx.state),
+            merging=Merging(settings.mergers, ctx.merger, ctx.log),
         )
         core.terms = Terms(
             trust,

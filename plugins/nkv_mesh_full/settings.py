@@ -29,6 +29,7 @@ class FullSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     forget_after: Seconds = 24 * 3600.0  #: of a node that is down
     max_skew: Seconds = 10.0  #: between the clocks of two nodes
     compare_interval: Seconds = 60.0  #: between comparisons with some other node
+    mergers: tuple[str, ...] = ()  #: `PATTERN=NAME`
     acknowledge: Level = "local"
     acknowledge_deadline: Seconds = 5.0
 

@@ -36,7 +36,8 @@ class MeshNode:
         self.port, self.mesh_port = free_port(), free_port()
         self.mesh_address = f"{host}:{self.mesh_port}"
         self.url = f"http://{host}:{self.port}"
-        self._env, self._settings, self._command = env, settings, command
+        self.environment = dict(env)
+        self._settings, self._command = settings, command
         self._log = folder / f"{name}.log"
         self.process = None
         self.http = httpx2.Client(base_url=self.url, timeout=30)
@@ -62,7 +63,7 @@ class MeshNode:
                 stdout=subprocess.PIPE,
                 stderr=log,
                 cwd=self.folder,
-                env=self._env,
+                env=self.environment,
             )  # fmt: skip
         if wait:
             self.wait_until_it_serves()
@@ -149,7 +150,7 @@ class MeshNode:
             capture_output=True,
             text=True,
             timeout=DEADLINE,
-            env={**self._env, "NKV_URL": self.url, "NKV_DATA_DIR": str(self.data)},
+            env={**self.environment, "NKV_URL": self.url, "NKV_DATA_DIR": str(self.data)},
             check=False,
         )
 
