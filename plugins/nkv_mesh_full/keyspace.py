@@ -5,6 +5,7 @@ how far a write has come when its caller is answered.
 """
 
 from collections.abc import Awaitable, Callable, Sequence
+from time import monotonic
 from typing import Any, Final, TypeVar, cast
 
 import msgspec
@@ -112,10 +113,11 @@ class MeshKeyspace:
         options: Options = DEFAULT_OPTIONS,
     ) -> Written:
         """Set a value."""
+        until = self._until(options)
         written = await self._within.put(
             key, value, expires=expires, expect=expect, cause=cause, options=options
         )
-        return await self._acknowledged(written, options)
+        return await self._acknowledged(written, options, until)
 
     async def delete(
         self,
@@ -126,8 +128,9 @@ class MeshKeyspace:
         options: Options = DEFAULT_OPTIONS,
     ) -> Written:
         """Delete a record."""
+        until = self._until(options)
         written = await self._within.delete(key, expect=expect, cause=cause, options=options)
-        return await self._acknowledged(written, options)
+        return await self._acknowledged(written, options, until)
 
     async def touch(
         self,
@@ -139,17 +142,19 @@ class MeshKeyspace:
         options: Options = DEFAULT_OPTIONS,
     ) -> Written:
         """Change a record's expiry."""
+        until = self._until(options)
         written = await self._within.touch(
             key, expires, expect=expect, cause=cause, options=options
         )
-        return await self._acknowledged(written, options)
+        return await self._acknowledged(written, options, until)
 
     async def clear(
         self, prefix: str = "", *, cause: str = "clear", options: Options = DEFAULT_OPTIONS
     ) -> Written:
         """Delete every record whose key begins with `prefix`, as one change."""
+        until = self._until(options)
         written = await self._within.clear(prefix, cause=cause, options=options)
-        return await self._acknowledged(written, options)
+        return await self._acknowledged(written, options, until)
 
     async def batch(
         self,
@@ -158,9 +163,10 @@ class MeshKeyspace:
         options: Options = DEFAULT_OPTIONS,
     ) -> list[Written]:
         """Carry out all operations if every condition holds; other nodes see them one by one."""
+        until = self._until(options)
         results = await self._within.batch(operations, checks, options)
         last = max((one.revision or 0 for one in results), default=0)
-        found = await self._await_nodes(last, options) if last else None
+        found = await self._await_nodes(last, options, until) if last else None
         if found is None:
             return results
         return [msgspec.structs.replace(one, acknowledged=found) for one in results]
@@ -192,26 +198,34 @@ class MeshKeyspace:
         return self._transact(result)
 
     async def _write(self, written: Written | Awaitable[Written]) -> Written:
+        until = self._until(DEFAULT_OPTIONS)
         done = written if isinstance(written, Written) else await written
-        return await self._acknowledged(done, DEFAULT_OPTIONS)
+        return await self._acknowledged(done, DEFAULT_OPTIONS, until)
 
     async def _transact(self, result: T | Awaitable[T]) -> T:
+        until = self._until(DEFAULT_OPTIONS)
         before = self._within.token.revision
         done: Any = await result if isinstance(result, Awaitable) else result
         after = self._within.token.revision
         if after != before or not isinstance(result, Awaitable):
-            await self._await_nodes(after, DEFAULT_OPTIONS)
+            await self._await_nodes(after, DEFAULT_OPTIONS, until)
         return cast("T", done)
 
     # --- how far it has come ------------------------------------------------------------------
 
-    async def _acknowledged(self, written: Written, options: Options) -> Written:
+    def _until(self, options: Options) -> float:
+        """When a write is answered at the latest, by the monotonic clock."""
+        return monotonic() + (options.deadline or self._settings.acknowledge_deadline)
+
+    async def _acknowledged(self, written: Written, options: Options, until: float) -> Written:
         if written.revision is None:
             return written
-        found = await self._await_nodes(written.revision, options)
+        found = await self._await_nodes(written.revision, options, until)
         return written if found is None else msgspec.structs.replace(written, acknowledged=found)
 
-    async def _await_nodes(self, revision: int, options: Options) -> Acknowledged | None:
+    async def _await_nodes(
+        self, revision: int, options: Options, until: float
+    ) -> Acknowledged | None:
         """Wait until as many nodes have it as are asked for. Raises `NotAcknowledged`."""
         level = options.acknowledge or self._settings.acknowledge
         core = self._core
@@ -219,8 +233,7 @@ class MeshKeyspace:
             return None
         count = len(core.members)
         wanted = count if level == "all" else count // 2 + 1
-        deadline = options.deadline or self._settings.acknowledge_deadline
-        found = await core.acks.wait(revision, wanted, deadline)
+        found = await core.acks.wait(revision, wanted, max(until - monotonic(), 0.0))
         if not found.reached:
             raise NotAcknowledged(
                 f"The write stands, but {found.nodes} of {count} nodes have it so far, and"
