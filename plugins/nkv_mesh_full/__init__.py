@@ -5,8 +5,9 @@ from typing import Any
 import msgspec
 
 from nkv_core.contracts.markers import hookimpl
-from nkv_core.contracts.mesh import Merger, Mesh
+from nkv_core.contracts.mesh import Discovery, Merger, Mesh
 
+from .discovery import DnsDiscovery, MdnsDiscovery
 from .mergers import MERGERS
 from .mesh import FullMesh
 from .settings import FullSettings
@@ -29,3 +30,11 @@ def nkv_merger(name: str, settings: Any) -> Merger | None:  # they need none
     """The mergers `counter` and `set`."""
     made = MERGERS.get(name)
     return None if made is None else made()
+
+
+@hookimpl
+def nkv_discovery(name: str, settings: Any) -> Discovery | None:
+    """The discoveries `dns` and `mdns`."""
+    if name == "dns":
+        return DnsDiscovery(settings.dns)
+    return MdnsDiscovery() if name == "mdns" else None

@@ -33,6 +33,8 @@ _FIRST_PAUSE: Final = 0.1
 _LONGEST_PAUSE: Final = 2.0
 #: The same towards a node that does not let this one in.
 _REFUSED_PAUSE: Final = 5.0
+#: Addresses that are asked at a time who is there.
+_KNOCKS: Final = 256
 #: Seconds between two rounds at the addresses of the settings, once somebody is up.
 _KNOCK_PAUSE: Final = 30.0
 
@@ -68,11 +70,13 @@ class Links:
                 self._dialed.add(peer.node_id)
                 self._tasks.start_soon(self._dial, peer.node_id)
 
-    def knock_at(self, address: str) -> None:
-        """Look who is at an address, now and again."""
-        if address not in self._knocking and len(self._knocking) < 256:
+    def knock_at(self, address: str, *, tries: int | None = None) -> None:
+        """Look who is at an address, now and again; with `tries`, no more often than that before
+        somebody answers.
+        """
+        if address not in self._knocking and len(self._knocking) < _KNOCKS:
             self._knocking.add(address)
-            self._tasks.start_soon(self._knock, address)
+            self._tasks.start_soon(self._knock, address, tries)
 
     async def _dial(self, node_id: int) -> None:
         attempt = 0
@@ -143,17 +147,19 @@ class Links:
         }
         return True
 
-    async def _knock(self, address: str) -> None:
+    async def _knock(self, address: str, tries: int | None) -> None:
         """Ask who is there, until somebody is up, and seldom from then on."""
         core = self._core
         attempt = 0
-        while not self.closed:
+        while not self.closed and (tries is None or attempt < tries):
             attempt += 1
             try:
                 async with self._connected(address, "knock", None) as (_, welcome):
                     core.members.meet(welcome.about)
                     core.members.learn(welcome.members, welcome.about.node_id)
                     self.dial_new()
+                    if tries is not None:
+                        break
             except Exception as error:  # noqa: BLE001  # one connection's, and told
                 story = self._told(error, address)
                 if isinstance(story, Itself):
@@ -164,6 +170,7 @@ class Links:
             await anyio.sleep(
                 _KNOCK_PAUSE if up else backoff(attempt, _FIRST_PAUSE, _LONGEST_PAUSE)
             )
+        self._knocking.discard(address)
 
     @asynccontextmanager
     async def _connected(

@@ -2,6 +2,7 @@
 
 import secrets
 from collections.abc import Callable
+from functools import partial
 from time import monotonic
 from typing import Any, Final
 
@@ -12,7 +13,7 @@ from anyio import Event
 from nkv_core.contracts.context import Context, Measurement, TcpAddress
 from nkv_core.contracts.keyspace import Replicable
 from nkv_core.contracts.mesh import Member
-from nkv_core.errors import DeadlineExceeded, StartError
+from nkv_core.errors import DeadlineExceeded, NkvError, StartError
 
 from .addresses import format_address, is_wildcard, parse_address
 from .core import MESSAGE_BYTES, Core
@@ -28,6 +29,10 @@ from .store import Store
 from .trust import Trust
 
 _TICK: Final = 0.25
+#: How often somebody at an address that was found is asked before it is given up; and the seconds
+#: before a discovery that failed is tried again.
+_FOUND_TRIES: Final = 5
+_DISCOVERY_PAUSE: Final = 30.0
 
 
 class FullMesh(MeshKeyspace):
@@ -103,6 +108,8 @@ class FullMesh(MeshKeyspace):
             tasks.start_soon(self._supervise, core, links)
             for address in settings.join:
                 links.knock_at(address)
+            for name in settings.discovery:
+                tasks.start_soon(self._discover, core, links, name)
             await stop.wait()
             with anyio.CancelScope(shield=True):
                 await self._end(core, links, goodbye=goodbye(), deadline=deadline)
@@ -117,6 +124,16 @@ class FullMesh(MeshKeyspace):
         if not host:
             raise StartError("mesh.full.advertise is needed: where do other nodes reach this one?")
         return format_address(host, port)
+
+    async def _discover(self, core: Core, links: Links, name: str) -> None:
+        """Look for other nodes, and again where that fails: nothing depends on it."""
+        while True:
+            try:
+                found = partial(links.knock_at, tries=_FOUND_TRIES)
+                await core.ctx.discovery(name).run(core.own.address, found)
+            except (NkvError, OSError) as error:
+                core.log.error("The discovery %s has failed: %s", name, error)
+            await anyio.sleep(_DISCOVERY_PAUSE)
 
     async def _supervise(self, core: Core, links: Links) -> None:
         """Look who has come and gone, and do what follows from it."""

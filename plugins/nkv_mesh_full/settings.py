@@ -18,6 +18,8 @@ class FullSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     port: Port = 8081  #: 0 takes a free one
     advertise: str | None = None  #: `host:port` under which other nodes reach this one
     join: tuple[str, ...] = ()  #: addresses of other nodes
+    discovery: tuple[str, ...] = ()  #: names of discoveries
+    dns: tuple[str, ...] = ()  #: `host:port`, for the discovery `dns`
     secret: str | None = None  #: what all nodes of the mesh know
     secret_file: str | None = None  #: a file with it, instead
     tls_certificate: str | None = None
