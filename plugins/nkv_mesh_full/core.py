@@ -4,8 +4,6 @@ import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
-import msgspec
-
 from nkv_core.contracts.context import Context
 from nkv_core.contracts.keyspace import Merge, Replicable
 from nkv_core.records import wall_clock
@@ -22,6 +20,7 @@ from .store import Store
 if TYPE_CHECKING:
     from .feed import Feed
     from .intake import Intake
+    from .nkvd import Nkvd
 
 #: A message may be so large besides the largest value.
 MESSAGE_BYTES: Final = 4 * 1024 * 1024
@@ -70,7 +69,7 @@ class Core:
         self.acks: Final = Acks(self.acknowledged)
         self.comparisons: Final = Comparisons(self)
         self.terms: Terms
-        self.http = ""
+        self.nkvd: Nkvd | None = None  #: where there are such nodes
 
     @property
     def merge(self) -> Merge | None:
@@ -134,8 +133,3 @@ class Core:
     def reachable(self) -> int:
         """How many nodes could acknowledge something now, this one included."""
         return 1 + len(self.feeds)
-
-
-def rename(own: Rumour, address: str, http: str) -> Rumour:
-    """The same node at another address."""
-    return msgspec.structs.replace(own, address=address, http=http)

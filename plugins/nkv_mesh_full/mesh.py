@@ -23,6 +23,7 @@ from .links import Links
 from .members import Members
 from .merging import Merging
 from .messages import Rumour
+from .nkvd import Nkvd
 from .settings import FullSettings
 from .status import measurements_of, status_of
 from .store import Store
@@ -93,6 +94,10 @@ class FullMesh(MeshKeyspace):
             MESSAGE_BYTES + keyspace.settings.max_value_bytes,
             core.wall,
         )
+        nkvd = core.nkvd = Nkvd(core) if settings.nkvd else None
+        nkvd_sockets = [] if nkvd is None else await nkvd.listen()
+        if nkvd is not None:
+            members.own = own = msgspec.structs.replace(own, http=nkvd.own)
         self._begin(core)
         started()
         # Two generations would be two nodes of one id: this one is silent until the other is.
@@ -106,6 +111,8 @@ class FullMesh(MeshKeyspace):
             tasks.start_soon(links.accept, listener.sockets())
             tasks.start_soon(core.comparisons.run, links.compare)
             tasks.start_soon(self._supervise, core, links)
+            if nkvd is not None:
+                tasks.start_soon(nkvd.run, nkvd_sockets)
             for address in settings.join:
                 links.knock_at(address)
             for name in settings.discovery:
@@ -195,7 +202,10 @@ class FullMesh(MeshKeyspace):
     @property
     def members(self) -> tuple[Member, ...]:
         """All nodes that it knows, itself first."""
-        return () if self._core is None else self._core.members.shown()
+        core = self._core
+        if core is None:
+            return ()
+        return (*core.members.shown(), *(() if core.nkvd is None else core.nkvd.members))
 
     def status(self) -> dict[str, Any]:
         """What `/v1/status` and `nkv mesh` show of it."""

@@ -49,7 +49,7 @@ class About(msgspec.Struct, frozen=True, array_like=True):
     node_id: int
     name: str
     address: str
-    http: str  #: `host:port` for nkvd's paths; empty where it has none
+    http: str  #: `host:port` for nkvd nodes; empty where there are none
     incarnation: int
     boot: bytes  #: random, of this run
     wall: int  #: milliseconds since 1970, as the message is sent

@@ -32,6 +32,8 @@ class FullSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     max_skew: Seconds = 10.0  #: between the clocks of two nodes
     compare_interval: Seconds = 60.0  #: between comparisons with some other node
     mergers: tuple[str, ...] = ()  #: `PATTERN=NAME`
+    nkvd: tuple[str, ...] = ()  #: `host:port` of nkvd nodes that are members
+    nkvd_port: Port = 8082  #: where these reach this node
     acknowledge: Level = "local"
     acknowledge_deadline: Seconds = 5.0
 

@@ -27,7 +27,14 @@ def status_of(core: Core, *, left: bool = False) -> dict[str, Any]:
                 "detail": "",
             },
             *(_member(core, peer) for peer in sorted(core.members, key=lambda one: one.address)),
+            *(() if core.nkvd is None else (peer.shown() for peer in core.nkvd.peers)),
         ],
+        "nkvd": core.nkvd
+        and {
+            "address": core.nkvd.own,
+            "taken": core.nkvd.taken,
+            "unnamed": sorted(core.nkvd.unnamed),
+        },
         "last_comparison": core.comparisons.last,
         "changes_sent": core.figures.sent,
         "changes_received": core.figures.received,

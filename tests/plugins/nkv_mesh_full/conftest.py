@@ -197,7 +197,7 @@ class Meshes:
 
         def connected(node):
             mesh = node.mesh()
-            up = {m["name"] for m in mesh["members"] if m["state"] == "up" and m["connected"]}
+            up = {m["name"] for m in mesh["members"] if m.get("connected")}
             return up >= names - {node.name} and not mesh["catching_up"]
 
         def up():

@@ -181,6 +181,7 @@ class Chaos:
             (self.kill, self.kill, self.restart, self.pause, self.go_on, self.cut, self.heal,
              self.halt, self.join, self.leave)
         )  # fmt: skip
+        log.info("%s of %s", step.__name__, [node.name for node in whole])
         step(whole)
 
     def kill(self, whole):
