@@ -15,7 +15,17 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 DOCUMENT = HERE.parent / "docs" / "performance.md"
-BENCHMARKS = ("lifecycle", "storage", "keyspace", "hub", "http_get", "resp", "node", "import")
+BENCHMARKS = (
+    "lifecycle",
+    "storage",
+    "keyspace",
+    "hub",
+    "http_get",
+    "resp",
+    "mesh",
+    "node",
+    "import",
+)
 DEADLINE = 900  # seconds for one
 
 

@@ -154,16 +154,18 @@ class Chaos:
     def __init__(self, meshes, nodes, network, seed):
         self.meshes, self.nodes, self.network = meshes, nodes, network
         self.random = random.Random(seed)
+        self.made = 0
         self.down, self.paused, self.writers = [], [], []
 
-    def make(self, number):
+    def make(self):
         """A node, with a clock of its own."""
+        self.made += 1
         skew = self.random.randrange(-SKEW // 2, SKEW // 2)
         command, host, namespace = NKV, "127.0.0.1", None
         if self.network is not None:
             namespace, host = self.network.host()
             command = ("ip", "netns", "exec", namespace, *NKV)
-        node = self.meshes.node(f"n{number}", command=command, host=host, **SETTINGS)
+        node = self.meshes.node(f"n{self.made}", command=command, host=host, **SETTINGS)
         node.namespace = namespace
         node.environment |= {
             "PYTHONPATH": str(Path(__file__).with_name("skew")),
@@ -226,7 +228,7 @@ class Chaos:
 
     def join(self, _):
         if len(self.nodes) < 6:
-            node = self.make(len(self.nodes) + 1)
+            node = self.make()
             self.start(node)
             self.nodes.append(node)
 
@@ -253,8 +255,8 @@ class Chaos:
 def run(meshes, network, seed):
     nodes = []
     chaos = Chaos(meshes, nodes, network, seed)
-    for number in range(1, 5):
-        node = chaos.make(number)
+    for _ in range(4):
+        node = chaos.make()
         chaos.start(node)
         nodes.append(node)
     meshes.all_up(nodes)
