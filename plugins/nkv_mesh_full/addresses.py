@@ -8,6 +8,8 @@ from nkv_core.errors import SettingsError
 
 _ADDRESS: Final = re.compile(r"(?:nkv://)?(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]{1,253}):(\d{1,5})/?")
 
+_URL: Final = re.compile(r"https?://(?:\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]{1,253})(?::\d{1,5})?/?")
+
 
 def parse_address(text: str) -> tuple[str, int]:
     """Host and port of `host:port`, `[ipv6]:port` or `nkv://host:port`. Raises `SettingsError`."""
@@ -15,6 +17,19 @@ def parse_address(text: str) -> tuple[str, int]:
     if found is None or not 0 < int(found[2]) <= 65535:
         raise SettingsError(f"{text[:200]!r} is no address of a node: host:port.")
     return found[1].strip("[]"), int(found[2])
+
+
+def check_join(text: str) -> None:
+    """Raise `SettingsError` where a node cannot be joined there: an address, or the URL of a node's
+    HTTP, which tells it.
+    """
+    if not is_url(text):
+        parse_address(text)
+
+
+def is_url(text: str) -> bool:
+    """Whether it is the URL of a node's HTTP."""
+    return _URL.fullmatch(text) is not None
 
 
 def format_address(host: str, port: int) -> str:

@@ -291,13 +291,13 @@ class Comparison:
             core.figures.taken += await core.keyspace.apply_foreign(entries, core.merge)
 
     async def _drop(self, gone: list[Foreign]) -> None:
-        if gone:
-            self.dropped += len(gone)
-            self._core.figures.dropped += len(gone)
+        dropped = await self._core.keyspace.apply_foreign(gone) if gone else 0
+        if dropped:
+            self.dropped += dropped
+            self._core.figures.dropped += dropped
             self._core.log.warning(
-                "%d records were dropped that had been deleted meanwhile.", len(gone)
+                "%d records were dropped that had been deleted meanwhile.", dropped
             )
-            await self._core.keyspace.apply_foreign(gone)
 
 
 class _Batch:

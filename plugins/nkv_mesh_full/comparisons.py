@@ -60,6 +60,12 @@ class Comparisons:
             if self._owed.get(node_id) is reason:
                 self._owed.pop(node_id, None)
 
+    def goes_first(self, node_id: int) -> bool:
+        """Whether the comparison that this node has begun with another makes one that the other
+        begins at the same time superfluous. One of the two goes on.
+        """
+        return self.running == node_id and self._core.own.node_id > node_id
+
     def watch_sources(self) -> None:
         """Look whose changes do not come any more: others may know some that this node does not."""
         core, now = self._core, monotonic()

@@ -39,6 +39,7 @@ class Intake:
         self.last = monotonic()  #: when something came
         self.complete = False  #: nothing is missing before what has come here
         self.upto = 0
+        self._told = -1  # the last place that was acknowledged
         self._mark: int | None = None
         self._own = 0
         self._seen = core.wall()
@@ -108,6 +109,8 @@ class Intake:
             elif isinstance(message, Ping):
                 core.members.heard(peer, message.hears, message.head)
                 core.members.learn(message.members, peer.node_id)
+                if self.complete and self._told < self.upto:
+                    await self._acknowledge()  # by comparing, and not by a batch
                 if message.head <= self.upto:
                     self._seen = core.wall()
                     if monotonic() - self._kept_at >= _KEEP_SEEN:
@@ -138,9 +141,13 @@ class Intake:
                     if one.origin == self._peer.node_id and one.modified > self._own:
                         self._own = one.modified
             self.upto, self._mark = batch.upto, batch.mark
-            await self._channel.send(Ack(batch.upto))
+            await self._acknowledge()
             if monotonic() - self._kept_at >= _KEEP_EVERY:
                 await self._keep()
+
+    async def _acknowledge(self) -> None:
+        self._told = self.upto
+        await self._channel.send(Ack(self.upto))
 
     async def _keep(self) -> None:
         if not self.complete:

@@ -8,13 +8,15 @@ from time import monotonic
 from typing import Final
 
 import anyio
+import httpx2
+import msgspec
 from anyio.abc import ByteStream, SocketAttribute, SocketStream, TaskGroup
 from anyio.streams.tls import TLSStream
 
-from nkv_core.errors import BadRequest, Forbidden, NkvError
+from nkv_core.errors import BadRequest, Forbidden, NkvError, Overloaded
 from nkv_core.outward import backoff
 
-from .addresses import is_loopback, parse_address
+from .addresses import is_loopback, is_url, parse_address
 from .channel import Channel
 from .compare import Comparison
 from .core import Core
@@ -24,6 +26,8 @@ from .intake import Intake
 from .members import LEFT, Peer
 from .messages import Hello, Purpose, Welcome
 
+#: Where a node tells over HTTP what its address is.
+ADDRESS_PATH: Final = "/v1/mesh"
 #: Seconds for connecting and the handshake.
 _HANDSHAKE: Final = 5.0
 #: Connections that have not proved anything yet, at a time.
@@ -46,6 +50,28 @@ _ENDED: Final = (
     anyio.ClosedResourceError,
     FeedBroken,
 )
+
+
+class Busy(Overloaded):
+    """The two are comparing already."""
+
+    code = "busy"
+
+
+class _Told(msgspec.Struct):
+    """What is answered at `ADDRESS_PATH`."""
+
+    address: str
+
+
+async def _address_at(url: str) -> str:
+    """Where the node is reached by others whose HTTP is at a URL. Raises `FeedBroken`."""
+    try:
+        async with httpx2.AsyncClient(timeout=_HANDSHAKE, trust_env=False) as http:
+            answer = await http.get(url.rstrip("/") + ADDRESS_PATH)
+        return msgspec.json.decode(answer.content, type=_Told).address
+    except (httpx2.HTTPError, msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise FeedBroken(f"no node of a mesh answers there: {error}") from None
 
 
 class Links:
@@ -154,7 +180,8 @@ class Links:
         while not self.closed and (tries is None or attempt < tries):
             attempt += 1
             try:
-                async with self._connected(address, "knock", None) as (_, welcome):
+                place = await _address_at(address) if is_url(address) else address
+                async with self._connected(place, "knock", None) as (_, welcome):
                     core.members.meet(welcome.about)
                     core.members.learn(welcome.members, welcome.about.node_id)
                     self.dial_new()
@@ -256,9 +283,9 @@ class Links:
         except Exception as error:  # noqa: BLE001  # one connection's, and told
             story = self._told(error, "A connection")
             if isinstance(story, NkvError) and channel is not None:
-                self._core.figures.refused += 1
                 await channel.refuse(story)
-                if not isinstance(story, Itself):
+                if not isinstance(story, Itself | Busy):
+                    self._core.figures.refused += 1
                     self._core.log.warning("A connection was refused: %s", story.detail)
         finally:
             if not known:
@@ -292,6 +319,8 @@ class Links:
         self.dial_new()
         if peer.node_id in self._wake:
             self._wake[peer.node_id].set()
+        if hello.purpose == "compare" and core.comparisons.goes_first(peer.node_id):
+            raise Busy
         if hello.purpose == "feed":
             await Intake(core, peer, channel, hello.about).run()
             return

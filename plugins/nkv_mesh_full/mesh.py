@@ -11,15 +11,16 @@ import msgspec
 from anyio import Event
 
 from nkv_core.contracts.context import Context, Measurement, TcpAddress
+from nkv_core.contracts.handlers import Request
 from nkv_core.contracts.keyspace import Replicable
 from nkv_core.contracts.mesh import Member
 from nkv_core.errors import DeadlineExceeded, NkvError, StartError
 
-from .addresses import format_address, is_wildcard, parse_address
+from .addresses import check_join, format_address, is_wildcard, parse_address
 from .core import MESSAGE_BYTES, Core
 from .handshake import Terms
 from .keyspace import MeshKeyspace
-from .links import Links
+from .links import ADDRESS_PATH, Links
 from .members import Members
 from .merging import Merging
 from .messages import Rumour
@@ -63,7 +64,7 @@ class FullMesh(MeshKeyspace):
         settings = self._settings
         trust = Trust(settings)
         for address in settings.join:
-            parse_address(address)
+            check_join(address)
         listener = await ctx.listen(
             TcpAddress(settings.host, settings.port),
             guard="own" if trust.guarded else "nobody",
@@ -99,6 +100,8 @@ class FullMesh(MeshKeyspace):
         if nkvd is not None:
             members.own = own = msgspec.structs.replace(own, http=nkvd.own)
         self._begin(core)
+        # Public, as it is what somebody needs who is to join: it says where, and lets nobody in.
+        ctx.handlers.add(ADDRESS_PATH, self._tell_address, command="mesh", public=True)
         started()
         # Two generations would be two nodes of one id: this one is silent until the other is.
         await ctx.predecessor_ended()
@@ -122,6 +125,10 @@ class FullMesh(MeshKeyspace):
                 await self._end(core, links, goodbye=goodbye(), deadline=deadline)
                 tasks.cancel_scope.cancel()
         self._links = None
+
+    def _tell_address(self, _: Request) -> dict[str, str]:
+        """Where other nodes reach this one."""
+        return {"address": "" if self._core is None else self._core.own.address}
 
     def _advertised(self, ctx: Context, port: int) -> str:
         settings = self._settings

@@ -25,6 +25,21 @@ def free_port():
         return free.getsockname()[1]
 
 
+def free_ports(count, first=20_000):
+    """The first of so many free ports in a row."""
+    for base in range(first, 32_000, count):
+        held = []
+        try:
+            held += [socket.create_server(("127.0.0.1", base + n)) for n in range(count)]
+        except OSError:
+            continue
+        finally:
+            for one in held:
+                one.close()
+        return base
+    raise AssertionError("no ports are free")
+
+
 class MeshNode:
     """A node of a mesh, that can be stopped, killed and started again at the same addresses."""
 
@@ -171,14 +186,20 @@ class Meshes:
     """Makes nodes."""
 
     def __init__(self, folder, env):
-        self.folder, self._env = folder, env
+        self.folder, self.environment = folder, env
         self.nodes = []
         self.settings = {"mesh.full.secret": SECRET}
         self.eventually = eventually
+        self.free_ports = free_ports
 
     def node(self, name, *, command=NKV, host="127.0.0.1", **settings):
         node = MeshNode(
-            self.folder, name, {**self.settings, **settings}, self._env, command=command, host=host
+            self.folder,
+            name,
+            {**self.settings, **settings},
+            self.environment,
+            command=command,
+            host=host,
         )
         self.nodes.append(node)
         return node

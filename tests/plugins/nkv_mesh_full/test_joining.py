@@ -1,6 +1,9 @@
 """Whole nodes that find each other, and tell each other of what is written."""
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import httpx2
 
@@ -93,3 +96,67 @@ def test_a_node_without_peers_serves_alone(meshes):
     alone.put("a", b"1")
     assert alone.mesh()["members"][0]["state"] == "self"
     assert httpx2.get(f"{alone.url}/readyz").status_code == 200
+
+
+def test_a_node_joins_by_the_url_of_anothers_http(meshes):
+    one = meshes.node("n1").start("memory")
+    two = meshes.node("n2").start("memory", join=[one.url])
+    meshes.all_up([one, two])
+    assert one.http.get("/v1/mesh").json() == {"address": one.mesh_address}
+
+
+def test_an_address_that_is_none_is_refused_at_the_start(meshes):
+    node = meshes.node("n1")
+    node.start("memory", join=["ftp://x"], wait=False)
+    assert node.process.wait(60) == 2
+    assert "ftp://x" in node.log()
+
+
+def test_all_that_a_node_in_the_mesh_says_of_it(meshes):
+    one, two = meshes.started(2, "memory")
+    shown = one.nkv("mesh")
+    assert [line.split()[:3] for line in shown.stdout.splitlines()[-2:]] == [
+        ["n1", one.mesh_address, "self"],
+        ["n2", two.mesh_address, "up"],
+    ]
+    assert json.loads(one.nkv("mesh", "--json").stdout)["address"] == one.mesh_address
+    wanted = (
+        'nkv_mesh_members{state="up"} 1.0',
+        f'nkv_mesh_lag{{peer="{two.mesh_address}"}} 0.0',
+    )
+    meshes.eventually(lambda: all(line in one.http.get("/metrics").text for line in wanted))
+
+
+def test_five_nodes_run_by_one_command(meshes, tmp_path):
+    """What `make mesh` runs, at ports of its own."""
+    root = Path(__file__).parents[3]
+    command = tmp_path / "nkv"
+    command.write_text(f'#!/bin/sh\nexec {sys.executable} -m nkv_core "$@"\n')
+    command.chmod(0o700)
+    base = meshes.free_ports(5)
+    mesh_base = meshes.free_ports(5, base + 5)
+    with (tmp_path / "mesh.log").open("wb") as log:
+        process = subprocess.Popen(
+            [root / ".ci" / "mesh", command, str(base), str(mesh_base), tmp_path / "data"],
+            stdout=log,
+            stderr=log,
+            env=meshes.environment,
+        )
+    try:
+
+        def up():
+            try:
+                answers = [
+                    httpx2.get(f"http://127.0.0.1:{base + number}/v1/status").json()["mesh"]
+                    for number in range(5)
+                ]
+            except httpx2.HTTPError:
+                return False
+            return all(
+                sum(member["state"] == "up" for member in one["members"]) == 4 for one in answers
+            )
+
+        meshes.eventually(up, say=(tmp_path / "mesh.log").read_text)
+    finally:
+        process.terminate()
+        assert process.wait(60) == 0

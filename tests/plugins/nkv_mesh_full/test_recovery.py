@@ -10,6 +10,8 @@ SECRET = "a secret of these tests"
 def test_a_killed_node_goes_on_from_its_cursors(meshes):
     one, two, three = meshes.started(3)
     one.put("before", b"1")
+    for number in range(300):
+        three.put(f"before.{number}", b"x")
     meshes.all_equal([one, two, three])
     two.kill()
     for number in range(50):
@@ -18,9 +20,9 @@ def test_a_killed_node_goes_on_from_its_cursors(meshes):
     meshes.eventually(lambda: one.states()["n2"] == "down")
     two.start()
     meshes.all_up([one, two, three])
-    assert len(meshes.all_equal([one, two, three])) == 50
-    taken = two.mesh()["changes_received"]
-    assert taken <= 52, "only what was written meanwhile"
+    assert len(meshes.all_equal([one, two, three])) == 350
+    # What was written meanwhile, perhaps from both of the others, and not what was there before.
+    assert two.mesh()["changes_received"] < 300
 
 
 def test_one_that_was_away_for_longer_than_the_log_reaches_back_is_compared(meshes):
