@@ -25,6 +25,7 @@ from nkv_core.contracts.keyspace import (
     Replicable,
     Tail,
     Transaction,
+    View,
     Written,
 )
 from nkv_core.errors import NotAcknowledged
@@ -192,23 +193,26 @@ class MeshKeyspace:
         self, transaction: Transaction[T], keys: Sequence[str], size: int = 0
     ) -> T | Awaitable[T]:
         """Carry out a transaction; to be awaited where that takes its time."""
-        result = self._prompt.transact_now(transaction, keys, size)
         if self._settings.acknowledge == "local":
-            return result
-        return self._transact(result)
+            return self._prompt.transact_now(transaction, keys, size)
+        until = self._until(DEFAULT_OPTIONS)
+        noted: list[_Noting] = []
+
+        def noting(view: View) -> T:
+            noted[:] = [_Noting(view)]
+            return transaction(noted[0])
+
+        return self._transact(self._prompt.transact_now(noting, keys, size), noted, until)
 
     async def _write(self, written: Written | Awaitable[Written]) -> Written:
         until = self._until(DEFAULT_OPTIONS)
         done = written if isinstance(written, Written) else await written
         return await self._acknowledged(done, DEFAULT_OPTIONS, until)
 
-    async def _transact(self, result: T | Awaitable[T]) -> T:
-        until = self._until(DEFAULT_OPTIONS)
-        before = self._within.token.revision
+    async def _transact(self, result: T | Awaitable[T], noted: "list[_Noting]", until: float) -> T:
         done: Any = await result if isinstance(result, Awaitable) else result
-        after = self._within.token.revision
-        if after != before or not isinstance(result, Awaitable):
-            await self._await_nodes(after, DEFAULT_OPTIONS, until)
+        if noted and noted[0].revision:
+            await self._await_nodes(noted[0].revision, DEFAULT_OPTIONS, until)
         return cast("T", done)
 
     # --- how far it has come ------------------------------------------------------------------
@@ -240,3 +244,34 @@ class MeshKeyspace:
                 f" {wanted} were asked for."
             )
         return found
+
+
+class _Noting:
+    """Implements `contracts.keyspace.View`, and notes the last revision that was made."""
+
+    def __init__(self, view: View) -> None:
+        self._view: Final = view
+        self.history: Final = view.history
+        self.now: Final = view.now
+        self.revision = 0
+
+    def get(self, key: str) -> Record | None:
+        return self._view.get(key)
+
+    def put(
+        self, key: str, value: bytes, *, expires: int | None = None, cause: str = "put"
+    ) -> Written:
+        return self._noted(self._view.put(key, value, expires=expires, cause=cause))
+
+    def delete(self, key: str, *, cause: str = "delete") -> Written:
+        return self._noted(self._view.delete(key, cause=cause))
+
+    def touch(self, key: str, expires: int | None, *, cause: str = "touch") -> Written:
+        return self._noted(self._view.touch(key, expires, cause=cause))
+
+    def clear(self, prefix: str = "", *, cause: str = "clear") -> Written:
+        return self._noted(self._view.clear(prefix, cause=cause))
+
+    def _noted(self, written: Written) -> Written:
+        self.revision = max(self.revision, written.revision or 0)
+        return written

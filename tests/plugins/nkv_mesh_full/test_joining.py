@@ -91,6 +91,20 @@ def test_a_node_that_stops_says_goodbye_and_is_known_when_it_returns(meshes):
     assert two.mesh()["incarnation"] == 2
 
 
+def test_nodes_on_either_event_loop_make_a_mesh(meshes):
+    one = meshes.node("n1", **{"node.backend": "trio"}).start()
+    two = meshes.node("n2").start("memory", join=[one.mesh_address])
+    three = meshes.node("n3", **{"node.backend": "trio"}).start("memory", join=[two.mesh_address])
+    meshes.all_up([one, two, three])
+    for node in (one, two, three):
+        node.put(node.name, b"x", acknowledge="all", deadline="30")
+    assert len(meshes.all_equal([one, two, three])) == 3
+    two.kill()
+    meshes.eventually(lambda: one.states()["n2"] == three.states()["n2"] == "down")
+    one.stop()
+    meshes.eventually(lambda: three.states()["n1"] == "left", say=three.mesh)
+
+
 def test_a_node_without_peers_serves_alone(meshes):
     alone = meshes.node("n1").start("memory", join=["127.0.0.1:9"])
     alone.put("a", b"1")

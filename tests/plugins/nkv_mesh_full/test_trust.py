@@ -6,6 +6,7 @@ import ssl
 import time
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import anyio
 import msgspec
@@ -381,3 +382,18 @@ def test_certificates_of_one_authority_make_a_mesh_and_no_others(meshes, tmp_pat
         except (ssl.SSLError, ConnectionError):
             told = b""
         assert told == b""
+
+
+def test_a_node_whose_clock_is_an_hour_off_is_refused_and_shown(meshes):
+    one = meshes.node("n1").start("memory")
+    two = meshes.node("n2")
+    two.environment |= {
+        "PYTHONPATH": str(Path(__file__).with_name("skew")),
+        "TEST_CLOCK_SKEW": "3600000",
+    }
+    two.start("memory", join=[one.mesh_address])
+    two.put("from.the.future", b"x")
+    meshes.eventually(lambda: "The clock of" in one.log() + two.log())
+    assert "ahead of ours" in one.log() + two.log() or "behind ours" in one.log() + two.log()
+    assert one.get("from.the.future") is None
+    assert set(one.states().values()) <= {"refused", "suspect"}
