@@ -22,6 +22,8 @@ _LENGTH: Final = 4
 _SEAL: Final = 16
 _HEADER: Final = _LENGTH + _SEAL
 _UNSEALED: Final = bytes(_SEAL)
+#: Seconds for which the other may take nothing of a frame.
+_SEND: Final = 30.0
 #: What the other may send before it has proved anything.
 HANDSHAKE_BYTES: Final = 4096
 
@@ -43,7 +45,8 @@ class PeerRefused(NkvError):
 class Channel:
     """One connection. Any task may send; one at a time receives.
 
-    Its methods raise `anyio.EndOfStream` and its kin where the connection has ended.
+    Its methods raise `anyio.EndOfStream` and its kin where the connection has ended, and `send`
+    `TimeoutError` where the other takes nothing.
     """
 
     def __init__(self, stream: ByteStream) -> None:
@@ -71,7 +74,8 @@ class Channel:
         async with self._sending:
             frame = len(body).to_bytes(_LENGTH, "big") + self._made(0, body) + body
             self.sent += len(frame)
-            await self._stream.send(frame)
+            with anyio.fail_after(_SEND):
+                await self._stream.send(frame)
 
     async def receive(self) -> AnyMessage:
         """The next message. Raises `BadRequest` where it is none, or not sealed as it should be."""
@@ -87,9 +91,12 @@ class Channel:
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             raise BadRequest(f"A message cannot be read: {error}.") from None
 
-    async def expect(self, *kinds: type[M]) -> M:
-        """The next message, if it is one of these. Raises `PeerRefused`, and `BadRequest`."""
-        message = await self.receive()
+    async def expect(self, *kinds: type[M], deadline: float | None = None) -> M:
+        """The next message, if it is one of these. Raises `PeerRefused`, `BadRequest`, and
+        `TimeoutError` where it does not come within `deadline` seconds.
+        """
+        with anyio.fail_after(deadline):
+            message = await self.receive()
         if isinstance(message, kinds):
             return message
         if isinstance(message, Refusal):
@@ -101,7 +108,7 @@ class Channel:
         with anyio.move_on_after(1):
             try:
                 await self.send(Refusal(error.code, error.detail))
-            except (OSError, anyio.BrokenResourceError, anyio.ClosedResourceError):
+            except (OSError, TimeoutError, anyio.BrokenResourceError, anyio.ClosedResourceError):
                 return
 
     async def aclose(self) -> None:

@@ -31,6 +31,8 @@ from .messages import (
 from .tree import FANOUT, LEAVES, LEVELS, Tree, all_entries, counts, digest_of, hash_key, leaf_of
 
 _BATCH_BYTES: Final = 512 * 1024
+#: Seconds for one step of the other, of which the longest is to read all that it has.
+_STEP: Final = 60.0
 #: So many summaries are in memory at a time; where more differs, another round follows.
 _SUMMARIES: Final = 100_000
 #: So many nodes of the tree are asked for at once.
@@ -75,14 +77,14 @@ class Comparison:
         core = self._core
         opening = self._opening()
         await self._channel.send(opening)
-        answer = await self._channel.expect(Compare)
+        answer = await self._channel.expect(Compare, deadline=_STEP)
         await self._begin(opening, answer)
         tree = await Tree.of(core.keyspace, self._cutoff)
         leaves = await self._differing(tree)
         for some in await self._rounds(leaves):
             await self._exchange(some)
         await self._channel.send(Done())
-        await self._channel.expect(Done)
+        await self._channel.expect(Done, deadline=_STEP)
 
     async def _differing(self, tree: Tree) -> list[int]:
         """The leaves that differ."""
@@ -92,7 +94,7 @@ class Comparison:
             for start in range(0, len(nodes), _ASKED):
                 asked = nodes[start : start + _ASKED]
                 await self._channel.send(Ask(level, asked))
-                theirs = (await self._channel.expect(Digests)).digests
+                theirs = (await self._channel.expect(Digests, deadline=_STEP)).digests
                 ours = tree.below(level, asked)
                 if len(ours) != len(theirs):
                     raise BadRequest("The other node tells other digests than it was asked for.")
@@ -133,7 +135,7 @@ class Comparison:
                     have[hashed] = (entry.modified, entry.origin, digest_of(entry))
         await self._channel.send(Leaves(leaves, have))
         while True:
-            message = await self._channel.expect(Entries, Want)
+            message = await self._channel.expect(Entries, Want, deadline=_STEP)
             if isinstance(message, Want):
                 await self._give(set(message.want), set(message.drop))
                 return
@@ -161,7 +163,7 @@ class Comparison:
     async def answer(self) -> None:
         """Let the other become equal with this node."""
         core = self._core
-        theirs = await self._channel.expect(Compare)
+        theirs = await self._channel.expect(Compare, deadline=_STEP)
         opening = self._opening(theirs)
         await self._begin(opening, theirs)
         peer = core.members.get(self._about.node_id)
@@ -170,7 +172,7 @@ class Comparison:
         await self._channel.send(opening)
         tree = await Tree.of(core.keyspace, self._cutoff)
         while True:
-            message = await self._channel.expect(Ask, Leaves, Entries, Done)
+            message = await self._channel.expect(Ask, Leaves, Entries, Done, deadline=_STEP)
             if isinstance(message, Ask):
                 await self._tell(tree, message)
             elif isinstance(message, Leaves):
@@ -275,7 +277,7 @@ class Comparison:
     async def send(self, entries: Sequence[bytes]) -> None:
         """Have the other take entries."""
         await self._channel.send(Entries([msgspec.Raw(one) for one in entries]))
-        await self._channel.expect(Ack)
+        await self._channel.expect(Ack, deadline=_STEP)
         self.sent += len(entries)
 
     async def _take(self, message: Entries) -> None:

@@ -74,7 +74,7 @@ class Feed:
         with anyio.move_on_after(1):
             try:
                 await self._channel.send(Goodbye(self._core.own.incarnation, for_good))
-            except (OSError, anyio.BrokenResourceError, anyio.ClosedResourceError):
+            except (OSError, TimeoutError, anyio.BrokenResourceError, anyio.ClosedResourceError):
                 return
 
     async def _begin(self, place: Place | None) -> tuple[Token, bool]:

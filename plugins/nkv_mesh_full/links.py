@@ -39,6 +39,9 @@ _LONGEST_PAUSE: Final = 2.0
 _REFUSED_PAUSE: Final = 5.0
 #: Addresses that are asked at a time who is there.
 _KNOCKS: Final = 256
+#: Seconds before the same warning is logged again, and how many are remembered.
+_WARN_PAUSE: Final = 60.0
+_WARNINGS: Final = 100
 #: Seconds between two rounds at the addresses of the settings, once somebody is up.
 _KNOCK_PAUSE: Final = 30.0
 
@@ -83,6 +86,7 @@ class Links:
         self._wake: Final[dict[int, anyio.Event]] = {}  # of the dialers that wait
         self._dialed: Final[set[int]] = set()
         self._strangers = 0
+        self._warned: Final[dict[str, float]] = {}  # what was logged, and when
         self.closed = ""  #: why nobody is let in any more
         self._channels: Final[set[Channel]] = set()
         self._knocking: Final[set[str]] = set()
@@ -191,8 +195,7 @@ class Links:
                 story = self._told(error, address)
                 if isinstance(story, Itself):
                     return
-                if attempt in (1, 20) or isinstance(story, NkvError):
-                    core.log.warning("%s is not reached yet: %s", address, story)
+                self._warn(f"{address} is not reached yet: {story}")
             up = any(peer.state == "up" for peer in core.members)
             await anyio.sleep(
                 _KNOCK_PAUSE if up else backoff(attempt, _FIRST_PAUSE, _LONGEST_PAUSE)
@@ -286,7 +289,7 @@ class Links:
                 await channel.refuse(story)
                 if not isinstance(story, Itself | Busy):
                     self._core.figures.refused += 1
-                    self._core.log.warning("A connection was refused: %s", story.detail)
+                    self._warn(f"A connection was refused: {story}")
         finally:
             if not known:
                 self._strangers -= 1
@@ -351,6 +354,15 @@ class Links:
         self.closed = "This node has left the mesh."
         for channel in list(self._channels):
             await channel.aclose()
+
+    def _warn(self, text: str) -> None:
+        """Log a warning, but not the same one every few seconds."""
+        now = monotonic()
+        if now - self._warned.get(text, -_WARN_PAUSE) >= _WARN_PAUSE:
+            if len(self._warned) >= _WARNINGS:
+                self._warned.clear()
+            self._warned[text] = now
+            self._core.log.warning("%s", text)
 
     def _told(self, error: Exception, where: str) -> Exception:
         """The error that counts, of a group the one that says most. What is none of a connection's
