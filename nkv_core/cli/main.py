@@ -26,6 +26,7 @@ MODULES: Final[dict[str, str]] = {
     "shell": "shell",
     "plugins": "plugins",
     "reload": "reload",
+    "mesh": "mesh",
     "token": "token",
 }
 

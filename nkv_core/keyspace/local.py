@@ -19,8 +19,10 @@ from nkv_core.contracts.keyspace import (
     Check,
     Clear,
     Delete,
+    EntryPage,
     Expect,
     Foreign,
+    Merge,
     Operation,
     Options,
     Page,
@@ -36,6 +38,7 @@ from nkv_core.errors import BadRequest, DeadlineExceeded, Stopping
 from nkv_core.keys import EVERYTHING, Pattern
 from nkv_core.keyspace.checking import WRITE_BYTES, Checker, size_of
 from nkv_core.keyspace.draft import Draft
+from nkv_core.keyspace.entries import read_entries
 from nkv_core.keyspace.figures import measurements_of, status_of
 from nkv_core.keyspace.opening import open_book
 from nkv_core.keyspace.parts import Parts
@@ -45,7 +48,7 @@ from nkv_core.keyspace.state import PluginState
 from nkv_core.keyspace.upkeep import Upkeep
 from nkv_core.keyspace.view import DraftView
 from nkv_core.loop import Pending, Worker
-from nkv_core.records import Record, Token, wall_clock
+from nkv_core.records import RangeTombstone, Record, Token, wall_clock
 
 log = logging.getLogger("nkv.keyspace")
 
@@ -79,7 +82,8 @@ class LocalKeyspace:
         should it have to be upgraded.
         """
         self._storage: Final = storage
-        self._settings: Final = settings
+        #: Its limits, and how long it remembers what.
+        self.settings: Final = settings
         self._node_id: Final = node_id
         self._wall: Final = wall
         self._copy_to: Final = copy_to
@@ -119,7 +123,7 @@ class LocalKeyspace:
             if reading is not None:
                 reading.close()
             raise
-        self._open = Parts(book, self._settings, writing, reading)
+        self._open = Parts(book, self.settings, writing, reading)
         self._get = None if reading is not None else self._open.reader.get
 
     async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
@@ -139,7 +143,7 @@ class LocalKeyspace:
         if parts is None or parts.committer.closing:
             return
         with anyio.CancelScope(shield=True):
-            with anyio.move_on_after(self._settings.write_deadline) as scope:
+            with anyio.move_on_after(self.settings.write_deadline) as scope:
                 await parts.committer.close()
                 if parts.writing is None:
                     self._storage.close()
@@ -203,7 +207,7 @@ class LocalKeyspace:
 
     def state(self, plugin: str) -> State:
         """The durable state of a plugin."""
-        return PluginState(plugin, self, self._storage, self._settings.state_bytes)
+        return PluginState(plugin, self, self._storage, self.settings.state_bytes)
 
     # --- reading ------------------------------------------------------------------------------
 
@@ -239,7 +243,7 @@ class LocalKeyspace:
     async def count(self) -> int:
         """How many records there are."""
         parts = self._parts()
-        with anyio.move_on_after(self._settings.write_deadline):
+        with anyio.move_on_after(self.settings.write_deadline):
             async with parts.upkeep.reclaiming:
                 return await self.read(parts.reader.count())
         raise DeadlineExceeded("Counting took too long.")
@@ -253,6 +257,17 @@ class LocalKeyspace:
         return await self.read(
             parts.reader.changes(since, parts.committer.published, pattern, limit)
         )
+
+    async def entries(self, after: str | None = None, *, limit: int = 1000) -> EntryPage:
+        """What is known of each key, deletions too, beginning behind the key `after`."""
+        _check_limit(limit)
+        if after is not None:
+            self._check_key(after)
+        return await self.read(read_entries(self._parts().book, after, limit))
+
+    def clears(self) -> list[RangeTombstone]:
+        """The clears that are remembered."""
+        return list(self._parts().book.kept)
 
     def tail(self, listener: Tail) -> Callable[[], None]:
         """Have `listener` called with every commit from now on; returns what ends that."""
@@ -284,7 +299,7 @@ class LocalKeyspace:
         return await self.read(steps())
 
     def _seconds(self, options: Options) -> float:
-        return self._settings.write_deadline if options.deadline is None else options.deadline
+        return self.settings.write_deadline if options.deadline is None else options.deadline
 
     # --- writing ------------------------------------------------------------------------------
 
@@ -341,7 +356,7 @@ class LocalKeyspace:
         size = sum(size_of(*one) for one in checked) + sum(size_of(*one) for one in conditions)
         return await self.write(partial(carry_out_all, checked, conditions), size, options.deadline)
 
-    async def apply_foreign(self, records: Sequence[Foreign]) -> int:
+    async def apply_foreign(self, records: Sequence[Foreign], merge: Merge | None = None) -> int:
         """Take records and tombstones of other nodes as they are, each only where it is newer than
         what is here; returns how many were. Nothing is taken where one of them is not valid.
 
@@ -356,10 +371,10 @@ class LocalKeyspace:
             part.append((encoded, one))
             size += size_of(encoded, one)
             if len(part) >= _FOREIGN_COUNT or size >= _FOREIGN_BYTES:
-                taken += await self.write(partial(apply_foreign, part), size)
+                taken += await self.write(partial(apply_foreign, part, merge), size)
                 part, size = [], 0
         if part or not checked:
-            taken += await self.write(partial(apply_foreign, part), size)
+            taken += await self.write(partial(apply_foreign, part, merge), size)
         return taken
 
     # --- without waiting: `contracts.keyspace.Prompt` --------------------------------------------
