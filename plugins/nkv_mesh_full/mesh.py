@@ -200,9 +200,10 @@ class FullMesh(MeshKeyspace):
         )
         for feed in list(core.feeds.values()):
             await feed.goodbye(for_good=True)
+        # First of all nobody is to be heard any more: who is heard is a member again.
+        await self._links.leave()
         core.members.forget_all()
         await core.store.forget()
-        await self._links.leave()
 
     # --- what it says -------------------------------------------------------------------------
 
