@@ -1,7 +1,7 @@
 # Everything that is done with this tree by hand. On a bare machine each target first makes what it
 # needs: an environment in .venv, by any Python from 3.11 on.
 
-.PHONY: help serve test soak bench docs lint clean
+.PHONY: help serve mesh test soak bench docs lint clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -9,6 +9,7 @@ ENVIRONMENT := $(VENV)/.made
 
 help:
 	@echo "make serve   run a node on http://127.0.0.1:8080, its data in ./nkv-data"
+	@echo "make mesh    run five nodes of a mesh on loopback, ports 8080 to 8084"
 	@echo "make test    run the whole test matrix"
 	@echo "make soak    run the long randomised tests, on every Python found"
 	@echo "make bench   measure, and write the figures into docs/performance.md"
@@ -17,6 +18,9 @@ help:
 
 serve: $(ENVIRONMENT)
 	exec $(BIN)/nkv serve $(ARGS)
+
+mesh: $(ENVIRONMENT)
+	exec .ci/mesh $(BIN)/nkv
 
 test: $(ENVIRONMENT)
 	.ci/services

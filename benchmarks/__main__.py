@@ -23,6 +23,7 @@ BENCHMARKS = (
     "watch",
     "http_get",
     "resp",
+    "mesh",
     "node",
     "import",
 )

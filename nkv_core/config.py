@@ -48,6 +48,8 @@ KINDS: Final = ("storage", "engine", "transport", "notifier", "mesh", "discovery
 OTHER_KIND: Final = "plugin"
 #: The plugin of this prefix and a storage's name is the first that is asked for the storage.
 STORAGE_PREFIX: Final = "nkv_storage_"
+#: The plugin of this prefix and a mesh's name is loaded where its settings say whom to join.
+MESH_PREFIX: Final = "nkv_mesh_"
 
 #: Variables with names of their own. They give way to `NKV_SECTION__KEY`.
 VARIABLES: Final[Mapping[str, str]] = {

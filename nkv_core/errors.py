@@ -165,6 +165,13 @@ class OtherHistory(ConditionFailed):
     code = "other_history"
 
 
+class NotAcknowledged(NkvError):
+    """The write stands on this node, but fewer nodes have it than were asked for."""
+
+    code = "not_acknowledged"
+    status = 202
+
+
 class MisdirectedHost(NkvError):
     """The Host header names no address of this node."""
 

@@ -25,7 +25,7 @@ from nkv_core.admin import (
 )
 from nkv_core.auth import Auth
 from nkv_core.bus import Conduct, Listener
-from nkv_core.config import Settings, section_of
+from nkv_core.config import MESH_PREFIX, Settings, section_of
 from nkv_core.contracts.context import Measurement
 from nkv_core.contracts.handlers import Route
 from nkv_core.contracts.keyspace import Keyspace
@@ -182,7 +182,7 @@ class Node:
         settings = self.settings.plugins
         folder = folder_of(settings.directory, data.path)
         loaded = {info.spec for info in self.plugins.plugins()}
-        for spec in dict.fromkeys(settings.load):
+        for spec in dict.fromkeys((*settings.load, *self._joined_meshes())):
             if spec not in loaded:
                 await self.plugins.load(spec)
         if not settings.watch:
@@ -201,6 +201,14 @@ class Node:
             self._tasks.start_soon(watch.run)
         for name in wanted:
             await self.plugins.load(name)
+
+    def _joined_meshes(self) -> list[str]:
+        """The plugins of meshes that are told whom to join."""
+        return [
+            f"{MESH_PREFIX}{name.removeprefix('mesh.')}"
+            for name, section in self.settings.sections.items()
+            if name.startswith("mesh.") and section.get("join")
+        ]
 
     async def _stop(self) -> None:
         """Stop in order: those who ask, then what answers them, then what it stands on."""

@@ -39,6 +39,7 @@ from nkv_core.times import format_time, format_timestamp, parse_time, parse_time
 
 #: A thousand years: what is further off cannot have been meant, nor be written as a date for long.
 MAX_TTL: Final = 31_557_600_000.0
+MAX_DEADLINE: Final = 3600.0
 DEFAULT_LIMIT: Final = 1000
 MAX_LIMIT: Final = 10_000
 
@@ -118,6 +119,28 @@ def _expiry_at(text: str) -> int:
     if expires <= 0:
         raise InvalidExpiry(f"{text[:40]!r} lies before 1970.")
     return expires
+
+
+# --- options --------------------------------------------------------------------------------------
+
+
+def options_of(acknowledge: str | None, deadline: str | None) -> Options:
+    """How a write is to be carried out: by how many nodes of a mesh it is to be acknowledged
+    (`local`, `majority`, `all`), and within how many seconds. Raises `BadRequest`.
+    """
+    if acknowledge is None and deadline is None:
+        return DEFAULT_OPTIONS
+    if acknowledge not in (None, "local", "majority", "all"):
+        raise BadRequest(f"acknowledge is local, majority or all, not {acknowledge[:40]!r}.")
+    seconds = None
+    if deadline is not None:
+        if not _SECONDS.fullmatch(deadline) or not 0 < float(deadline) <= MAX_DEADLINE:
+            raise BadRequest(
+                f"The deadline {deadline[:40]!r} is not a number of seconds above 0 and up to"
+                f" {MAX_DEADLINE:g}."
+            )
+        seconds = float(deadline)
+    return Options(deadline=seconds, acknowledge=acknowledge)  # type: ignore[arg-type]
 
 
 # --- conditions -----------------------------------------------------------------------------------

@@ -84,7 +84,7 @@ class Change(msgspec.Struct, frozen=True, gc=False, array_like=True):
     """
 
     kind: Kind
-    cause: str  #: the operation's name, `expire`, or `replicated`
+    cause: str  #: the operation's name, `expire`, `replicated` or `merged`
     key: str  #: for a clear, the prefix
     revision: int
     modified: int  #: timestamp

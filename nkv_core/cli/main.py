@@ -27,6 +27,7 @@ MODULES: Final[dict[str, str]] = {
     "plugins": "plugins",
     "storage": "storage",
     "reload": "reload",
+    "mesh": "mesh",
     "token": "token",
 }
 

@@ -11,6 +11,7 @@ from typing import Final, Literal, Protocol, TypeVar
 
 import msgspec
 
+from nkv_core.contracts.settings import KeyspaceSettings
 from nkv_core.keys import EVERYTHING, Pattern
 from nkv_core.records import Change, RangeTombstone, Record, Token, Tombstone, Version
 
@@ -137,6 +138,18 @@ class ChangePage(msgspec.Struct, frozen=True):
 #: and must not raise.
 Tail = Callable[[Sequence[Change]], None]
 Foreign = Record | Tombstone | RangeTombstone
+#: Makes one record of ours and theirs: see `Replicable.apply_foreign`. It may run in a thread.
+Merge = Callable[[Record, Record], Record]
+#: What is known of one key: its record, or that it was deleted.
+Entry = Record | Tombstone
+
+
+class EntryPage(msgspec.Struct, frozen=True):
+    """Some entries in key order; `after` continues behind them and is None at the end."""
+
+    entries: list[Entry]
+    after: str | None
+
 
 T = TypeVar("T")
 
@@ -301,4 +314,29 @@ class Keyspace(Protocol):
     async def apply_foreign(self, records: Sequence[Foreign]) -> int:
         """Take records and tombstones of other nodes as they are, each only where it is newer than
         what is here; returns how many were. Their changes have the cause `replicated`.
+        """
+
+
+class Replicable(Keyspace, Protocol):
+    """A keyspace of one node, as a mesh needs it to keep several of them equal."""
+
+    @property
+    def settings(self) -> KeyspaceSettings:
+        """Its limits, and how long it remembers what."""
+
+    async def entries(self, after: str | None = None, *, limit: int = 1000) -> EntryPage:
+        """What is known of each key, in key order, beginning behind the key `after`.
+
+        A record past its expiry is given until it is swept. What a clear hides is not given: see
+        `clears`. Each part of a page is of one moment, the whole is not.
+        """
+
+    def clears(self) -> list[RangeTombstone]:
+        """The clears that are remembered."""
+
+    async def apply_foreign(self, records: Sequence[Foreign], merge: Merge | None = None) -> int:
+        """As `Keyspace.apply_foreign`. Where both sides have a record of a key, `merge` makes one
+        of them, in the write itself; it gets the greater timestamp and origin of the two. Nothing
+        is taken where that is our own. Where it is neither ours nor theirs, the change has the
+        cause `merged`. `merge` must not raise.
         """

@@ -16,7 +16,7 @@ import msgspec
 from anyio import Event
 
 from nkv_core.contracts.context import Context, Measurement
-from nkv_core.contracts.keyspace import Keyspace
+from nkv_core.contracts.keyspace import Keyspace, Replicable
 from nkv_core.contracts.markers import hookspec
 from nkv_core.events import PeerDown, PeerUp
 from nkv_core.records import Record
@@ -42,8 +42,9 @@ class Mesh(Keyspace, Protocol):
 
     From `started` on, and after `serve` has ended too, its methods as a keyspace work: requests
     that began with it end with it. They go on to the keyspace within where the mesh has nothing to
-    add. A write that does not reach the acknowledgement asked for stands nevertheless, and says so
-    in `Written.acknowledged`.
+    add. A write that does not reach the acknowledgement asked for stands nevertheless, and raises
+    `NotAcknowledged`, so that no dialect takes it for one that has reached it; one that does says
+    so in `Written.acknowledged`.
     """
 
     @property
@@ -57,7 +58,7 @@ class Mesh(Keyspace, Protocol):
     async def serve(
         self,
         ctx: Context,
-        keyspace: Keyspace,
+        keyspace: Replicable,
         *,
         started: Callable[[], None],
         stop: Event,

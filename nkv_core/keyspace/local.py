@@ -16,8 +16,10 @@ from nkv_core.contracts.keyspace import (
     Check,
     Clear,
     Delete,
+    EntryPage,
     Expect,
     Foreign,
+    Merge,
     Operation,
     Options,
     Page,
@@ -34,6 +36,7 @@ from nkv_core.keys import EVERYTHING, Pattern
 from nkv_core.keyspace.checking import WRITE_BYTES, Checker, size_of
 from nkv_core.keyspace.draft import Draft
 from nkv_core.keyspace.engine import Engine, open_engine
+from nkv_core.keyspace.entries import read_entries
 from nkv_core.keyspace.figures import measurements_of, status_of
 from nkv_core.keyspace.opening import open_book, open_target
 from nkv_core.keyspace.plans import apply_foreign, carry_out, carry_out_all
@@ -43,7 +46,7 @@ from nkv_core.keyspace.upkeep import Upkeep
 from nkv_core.keyspace.view import DraftView
 from nkv_core.keyspace.writes import Tails
 from nkv_core.loop import Pending
-from nkv_core.records import Record, Token, wall_clock
+from nkv_core.records import RangeTombstone, Record, Token, wall_clock
 
 T = TypeVar("T")
 
@@ -79,7 +82,8 @@ class LocalKeyspace:
         should it have to be upgraded; `in_charge` says that a journal names the storage.
         """
         self._storage = storage
-        self._settings: Final = settings
+        #: Its limits, and how long it remembers what.
+        self.settings: Final = settings
         self._node_id: Final = node_id
         self._wall: Final = wall
         self._copy_to: Final = copy_to
@@ -109,7 +113,7 @@ class LocalKeyspace:
             copy_to=self._copy_to,
             in_charge=self._in_charge,
         )
-        self._use(await open_engine(self._storage, self._settings, opening, self._tails))
+        self._use(await open_engine(self._storage, self.settings, opening, self._tails))
 
     async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
         """Expire records, reclaim room, bound the log, and fail overdue writes, until cancelled."""
@@ -128,7 +132,7 @@ class LocalKeyspace:
         """
         parts, self._get = self._open, None
         if parts is not None:
-            await parts.close(self._settings.write_deadline)
+            await parts.close(self.settings.write_deadline)
             self._open = None
 
     # --- changing the storage -----------------------------------------------------------------
@@ -148,7 +152,7 @@ class LocalKeyspace:
             wall=self._wall,
             fence=fence,
         )
-        return await open_engine(storage, self._settings, opening, aside=True)
+        return await open_engine(storage, self.settings, opening, aside=True)
 
     def take_over(self, engine: Engine) -> None:
         """Put another engine in charge, which has followed the present one up to here, in one step
@@ -219,7 +223,7 @@ class LocalKeyspace:
 
     def state(self, plugin: str) -> State:
         """The durable state of a plugin."""
-        return PluginState(plugin, self, self._settings.state_bytes)
+        return PluginState(plugin, self, self.settings.state_bytes)
 
     # --- reading ------------------------------------------------------------------------------
 
@@ -254,9 +258,9 @@ class LocalKeyspace:
     async def count(self) -> int:
         """How many records there are."""
         parts = self._parts()
-        with anyio.move_on_after(self._settings.write_deadline):
+        with anyio.move_on_after(self.settings.write_deadline):
             async with parts.upkeep.reclaiming:
-                return await parts.read(parts.reader.count(), self._settings.write_deadline)
+                return await parts.read(parts.reader.count(), self.settings.write_deadline)
         raise DeadlineExceeded("Counting took too long.")
 
     async def changes(
@@ -268,6 +272,17 @@ class LocalKeyspace:
         return await self.read(
             parts.reader.changes(since, parts.committer.published, pattern, limit)
         )
+
+    async def entries(self, after: str | None = None, *, limit: int = 1000) -> EntryPage:
+        """What is known of each key, deletions too, beginning behind the key `after`."""
+        _check_limit(limit)
+        if after is not None:
+            self._check_key(after)
+        return await self.read(read_entries(self._parts().book, after, limit))
+
+    def clears(self) -> list[RangeTombstone]:
+        """The clears that are remembered."""
+        return list(self._parts().book.kept)
 
     def tail(self, listener: Tail) -> Callable[[], None]:
         """Have `listener` called with every commit from now on; returns what ends that."""
@@ -283,7 +298,7 @@ class LocalKeyspace:
         return await self.read(_one_step(lambda: read(self._storage)))
 
     def _seconds(self, options: Options) -> float:
-        return self._settings.write_deadline if options.deadline is None else options.deadline
+        return self.settings.write_deadline if options.deadline is None else options.deadline
 
     # --- writing ------------------------------------------------------------------------------
 
@@ -340,7 +355,7 @@ class LocalKeyspace:
         size = sum(size_of(*one) for one in checked) + sum(size_of(*one) for one in conditions)
         return await self.write(partial(carry_out_all, checked, conditions), size, options.deadline)
 
-    async def apply_foreign(self, records: Sequence[Foreign]) -> int:
+    async def apply_foreign(self, records: Sequence[Foreign], merge: Merge | None = None) -> int:
         """Take records and tombstones of other nodes as they are, each only where it is newer than
         what is here; returns how many were. Nothing is taken where one of them is not valid.
 
@@ -355,10 +370,10 @@ class LocalKeyspace:
             part.append((encoded, one))
             size += size_of(encoded, one)
             if len(part) >= _FOREIGN_COUNT or size >= _FOREIGN_BYTES:
-                taken += await self.write(partial(apply_foreign, part), size)
+                taken += await self.write(partial(apply_foreign, part, merge), size)
                 part, size = [], 0
         if part or not checked:
-            taken += await self.write(partial(apply_foreign, part), size)
+            taken += await self.write(partial(apply_foreign, part, merge), size)
         return taken
 
     # --- without waiting: `contracts.keyspace.Prompt` --------------------------------------------

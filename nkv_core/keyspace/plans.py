@@ -14,6 +14,7 @@ from nkv_core.contracts.keyspace import (
     Delete,
     Expect,
     Foreign,
+    Merge,
     Operation,
     Presence,
     Put,
@@ -34,6 +35,7 @@ from nkv_core.records import (
 
 NOTHING: Final = Written(None, None, None)
 REPLICATED: Final = "replicated"
+MERGED: Final = "merged"
 
 #: An operation with its key or prefix in bytes.
 Encoded = tuple[bytes, Operation]
@@ -124,13 +126,19 @@ def bury(
 ) -> None:
     """Replace a record by a tombstone, as a change."""
     draft.bury(encoded, tombstone)
+    _tell_end(cause, tombstone, tombstone.modified, previous, draft)
+
+
+def _tell_end(
+    cause: str, tombstone: Tombstone, modified: int, previous: int | None, draft: Draft
+) -> None:
     draft.changes.append(
         Change(
             "delete",
             cause,
             tombstone.key,
             tombstone.revision,
-            tombstone.modified,
+            modified,
             tombstone.origin,
             previous=previous,
         )
@@ -146,23 +154,27 @@ def hide(cause: str, clear: RangeTombstone, draft: Draft) -> None:
 
 
 def expire(encoded: bytes, record: Record, draft: Draft) -> None:
-    """Make a record's expiry a change.
+    """Make a record's expiry a change, of the time of the expiry.
 
     The tombstone depends on the record alone, so that every node which has the record makes the
-    same one: its time is the expiry, its origin that of the record. A record that was past its
-    expiry when it was written still gets a tombstone newer than itself.
+    same one. It comes just behind the record and not at its expiry: what another node wrote in
+    between, and this one has yet to learn of, is no part of what expires.
     """
-    modified = max(timestamp_at(record.expires or 0), record.modified + 1)
-    draft.book.clock.observe(modified)
-    tombstone = Tombstone(record.key, draft.next_revision(), modified, record.origin)
-    bury(encoded, "expire", tombstone, record.revision, draft)
+    behind = record.modified + 1
+    told = max(timestamp_at(record.expires or 0), behind)
+    draft.book.clock.observe(told)
+    tombstone = Tombstone(record.key, draft.next_revision(), behind, record.origin)
+    draft.bury(encoded, tombstone)
+    _tell_end("expire", tombstone, told, record.revision, draft)
 
 
 # --- from other nodes -----------------------------------------------------------------------------
 
 
-def apply_foreign(foreign: Sequence[tuple[bytes, Foreign]], draft: Draft) -> int:
-    """Take what is newer than what is here; returns how many were."""
+def apply_foreign(
+    foreign: Sequence[tuple[bytes, Foreign]], merge: Merge | None, draft: Draft
+) -> int:
+    """Take what is newer than what is here, or what `merge` makes of it; returns how many were."""
     taken = 0
     for encoded, one in foreign:
         draft.book.clock.observe(one.modified)
@@ -173,20 +185,26 @@ def apply_foreign(foreign: Sequence[tuple[bytes, Foreign]], draft: Draft) -> int
             hide(REPLICATED, clear, draft)
             taken += 1
         else:
-            taken += _apply_one(encoded, one, draft)
+            taken += _apply_one(encoded, one, merge, draft)
     return taken
 
 
-def _apply_one(encoded: bytes, one: Record | Tombstone, draft: Draft) -> bool:
+def _apply_one(encoded: bytes, one: Record | Tombstone, merge: Merge | None, draft: Draft) -> bool:
     before = draft.find(encoded, one.key)
     if before is not None and before.expired(draft.now):
         # Whether the sweeper has been here already must make no difference.
         expire(encoded, before, draft)
         before = None
-    if before is not None and not one.newer_than(before):
+    cause = REPLICATED
+    if merge is not None and isinstance(before, Record) and isinstance(one, Record):
+        theirs, one = one, _merged(before, one, merge)
+        if _same(one, before):
+            return False
+        cause = REPLICATED if _same(one, theirs) else MERGED
+    elif before is not None and not one.newer_than(before):
         return False
     buried = draft.tombstone(encoded, one.key)
-    if buried is not None and not one.newer_than(buried):
+    if buried is not None and not _outlives(one, buried):
         return False
     revision = draft.next_revision()
     previous = None if before is None else before.revision
@@ -197,7 +215,7 @@ def _apply_one(encoded: bytes, one: Record | Tombstone, draft: Draft) -> bool:
         draft.changes.append(
             Change(
                 "put",
-                REPLICATED,
+                cause,
                 one.key,
                 revision,
                 one.modified,
@@ -214,6 +232,32 @@ def _apply_one(encoded: bytes, one: Record | Tombstone, draft: Draft) -> bool:
     else:
         bury(encoded, REPLICATED, tombstone, previous, draft)
     return True
+
+
+def _merged(ours: Record, theirs: Record, merge: Merge) -> Record:
+    outcome, later = merge(ours, theirs), theirs if theirs.newer_than(ours) else ours
+    return Record(
+        ours.key, outcome.value, ours.revision, later.modified, later.origin, outcome.expires
+    )
+
+
+def _same(one: Record, other: Record) -> bool:
+    """Whether they differ in nothing but their revisions."""
+    return (one.modified, one.origin, one.value, one.expires) == (
+        other.modified,
+        other.origin,
+        other.value,
+        other.expires,
+    )
+
+
+def _outlives(one: Record | Tombstone, buried: Tombstone) -> bool:
+    """Whether it counts beside a deletion. Of the very moment of one, which only an expiry can be,
+    a record does: somebody wrote it, and the expiry was that of the record before it.
+    """
+    if isinstance(one, Record):
+        return not buried.newer_than(one)
+    return one.newer_than(buried)
 
 
 # --- the state of plugins -------------------------------------------------------------------------

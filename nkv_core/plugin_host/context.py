@@ -11,7 +11,7 @@ from anyio.abc import TaskGroup
 
 from nkv_core.contracts.context import Address, Guard, Listener, NodeView, State
 from nkv_core.contracts.handlers import Dispatch, DispatchNow
-from nkv_core.contracts.keyspace import Keyspace
+from nkv_core.contracts.keyspace import Keyspace, Replicable
 from nkv_core.contracts.mesh import Discovery, Merger, Mesh
 from nkv_core.contracts.owner import Owner
 from nkv_core.contracts.watch import Hub
@@ -32,7 +32,7 @@ class Listen(Protocol):
         """As `Context.listen`."""
 
 
-class StatefulKeyspace(Keyspace, Protocol):
+class StatefulKeyspace(Replicable, Protocol):
     """A keyspace that keeps plugins' durable state beside the data."""
 
     def state(self, name: str) -> State:

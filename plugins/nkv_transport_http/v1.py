@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from nkv_core.contracts.handlers import Handlers, Reply, Request
+from nkv_core.contracts.keyspace import Options
 from nkv_core.errors import InvalidKey, NotFound, UnsupportedMediaType
 from nkv_core.keys import EVERYTHING, Pattern
 from nkv_core.operations import (
@@ -13,6 +14,7 @@ from nkv_core.operations import (
     expiry,
     is_unchanged,
     limit_of,
+    options_of,
     page_json,
     parse_batch,
     version_of,
@@ -28,6 +30,10 @@ _RECORD: Final = {
     **_ETAG,
     "Nkv-Modified": "When it was written: RFC 3339 with `+` and the counter of its timestamp.",
     "Nkv-Expires": "When it expires, if it does (RFC 3339).",
+}
+_ACKNOWLEDGE: Final = {
+    "acknowledge": "In a mesh, who must have it: `local`, `majority` or `all` nodes.",
+    "deadline": "Seconds to wait for them.",
 }
 _CONDITIONS: Final = {
     "If-Match": "A version in quotes, or `*`: the record has it, or is there at all.",
@@ -68,10 +74,14 @@ async def get_record(request: Request) -> Reply:
 
 
 @described(
-    query={"ttl": "Seconds to live.", "expires": "When it expires (RFC 3339), instead of `ttl`."},
+    query={
+        "ttl": "Seconds to live.",
+        "expires": "When it expires (RFC 3339), instead of `ttl`.",
+        **_ACKNOWLEDGE,
+    },
     headers=_CONDITIONS,
     body=BYTES,
-    answers={200: None, 201: None, 412: None, 413: None},
+    answers={200: None, 201: None, 202: None, 412: None, 413: None},
     answer_headers=_RECORD,
 )
 async def put_record(request: Request) -> Reply:
@@ -82,6 +92,7 @@ async def put_record(request: Request) -> Reply:
         request.body,
         expires=expiry(params.get("ttl"), params.get("expires")),
         expect=condition(headers.get("if-match"), headers.get("if-none-match")),
+        options=_options(request),
     )
     status = 201 if written.previous is None else 200
     if written.record is None:
@@ -90,12 +101,14 @@ async def put_record(request: Request) -> Reply:
     return Reply(status, _headers(written.record, version))
 
 
-@described(headers=_CONDITIONS, answers={204: None, 404: None, 412: None})
+@described(
+    query=_ACKNOWLEDGE, headers=_CONDITIONS, answers={202: None, 204: None, 404: None, 412: None}
+)
 async def delete_record(request: Request) -> Reply:
     """Delete a record."""
     headers = request.headers
     expect = condition(headers.get("if-match"), headers.get("if-none-match"))
-    await delete(request.keyspace, request.params["key"], expect=expect)
+    await delete(request.keyspace, request.params["key"], expect=expect, options=_options(request))
     return Reply(204)
 
 
@@ -125,15 +138,21 @@ async def list_records(request: Request) -> dict[str, Any]:
     return page_json(page, request.keyspace.history)
 
 
-@described(body=JSON, answers={200: JSON, 412: None, 413: None, 415: None})
+@described(
+    query=_ACKNOWLEDGE, body=JSON, answers={200: JSON, 202: None, 412: None, 413: None, 415: None}
+)
 async def change_together(request: Request) -> dict[str, Any]:
     """Carry out several changes, all or none."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != JSON:
         raise UnsupportedMediaType(f"A batch is {JSON}.")
     operations, checks = parse_batch(request.body)
-    results = await request.keyspace.batch(operations, checks)
+    results = await request.keyspace.batch(operations, checks, _options(request))
     return batch_json(results, request.keyspace.history)
+
+
+def _options(request: Request) -> Options:
+    return options_of(request.params.get("acknowledge"), request.params.get("deadline"))
 
 
 def _headers(record: Record, version: str) -> dict[str, str]:

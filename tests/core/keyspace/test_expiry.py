@@ -131,7 +131,7 @@ async def test_whether_the_sweeper_was_there_first_makes_no_difference(
     old = Record("a", b"old", 1, timestamp_at(start), 77, start + 1000)
     between = Record("a", b"between", 1, timestamp_at(start + 500), 78)
     after = Record("a", b"after", 1, timestamp_at(start + 1500), 78)
-    for foreign, taken in ((between, 0), (after, 1)):
+    for foreign, taken in ((between, 1), (after, 1)):
         outcomes = []
         for swept in (True, False):
             wall.now = start
