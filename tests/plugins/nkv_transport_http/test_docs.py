@@ -51,6 +51,10 @@ def test_every_error_that_a_request_can_end_with_is_there():
         errors.NotText,  # of the nkvd paths
         errors.LockHeld,  # of the client library
         errors.LockLost,
+        errors.MigrationRunning,  # of `nkv storage`
+        errors.MigrationFailed,
+        errors.NoMigration,
+        errors.VolatileTarget,
     )
     missing = {
         kind.code

@@ -154,7 +154,7 @@ async def test_what_is_left_is_not_taken_for_the_latest_but_may_be_migrated_to(
         await moved.decide("commit")
         assert target.get("meta", META_FENCE) is None
         with pytest.raises(DataDirError, match="left behind"):
-            await LocalKeyspace(source, keyspace._settings, node_id=7).open()
+            await LocalKeyspace(source, keyspace.settings, node_id=7).open()
         back = start_migration(tasks, keyspace, source, names=("two", "one"))
         await back.switched.wait()
         assert back.progress.error is None
