@@ -9,6 +9,8 @@ import time
 import pytest
 from hypothesis import HealthCheck, settings
 
+from .ports import free_port
+
 # The same examples every time, so that a red run is red again; `make soak` looks for new ones.
 settings.register_profile(
     "test", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow]
@@ -38,8 +40,7 @@ class NatsProcess:
     """A NATS server on a port of its own, that can be killed and started again."""
 
     def __init__(self, folder, arguments):
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            self.port = free.getsockname()[1]
+        self.port = free_port()
         self._folder, self._arguments = folder, arguments
         self._process = None
 

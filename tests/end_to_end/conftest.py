@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import httpx2
@@ -68,6 +69,17 @@ class Served:
 
     def client(self):
         return httpx2.Client(base_url=self.url, timeout=30)
+
+    def reported(self, key, enough):
+        """What a page has put under this key as JSON, once it is enough."""
+        until = time.monotonic() + 60
+        with self.client() as client:
+            while True:
+                answer = client.get(f"/v1/kv/{key}")
+                if answer.is_success and enough(seen := answer.json()):
+                    return seen
+                assert time.monotonic() < until, answer.text
+                time.sleep(0.02)
 
     def stop(self, deadline=30):
         """SIGTERM; returns the exit code."""

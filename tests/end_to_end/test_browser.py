@@ -1,9 +1,6 @@
 """A browser's own EventSource and WebSocket, against a node that restarts."""
 
-import json
-import socket
-
-from nkv_core.client import Client
+from ..ports import free_port
 
 PAGE = """
 <!doctype html>
@@ -63,25 +60,14 @@ PAGE = %r
 """
 
 
-def reported(node, enough):
-    """What the page has seen, once it is enough."""
-    with Client(node.url) as client, client.watch("report", snapshot=True, patience=60) as watch:
-        for item in watch:
-            seen = json.loads(getattr(item, "value", None) or b"{}")
-            if enough(seen):
-                return seen
-    raise AssertionError("the watch has ended")
-
-
 def test_a_page_that_watches_misses_nothing_over_a_restart(serve, browse, tmp_path):
     plugin = tmp_path / "page.py"
     plugin.write_text(PLUGIN % PAGE.encode())
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    arguments = ("--plugin", str(plugin), "--port", str(port), "--set", "notifier.sse.retry=0.1")
+    arguments = ("--plugin", str(plugin), "--set", "notifier.sse.retry=0.1")
+    arguments += ("--port", str(free_port()))  # the same one after the restart
     node = serve(*arguments)
     browse(f"{node.url}/page")
-    reported(node, lambda seen: seen.get("connected") and seen.get("subscribed"))
+    node.reported("report", lambda seen: seen.get("connected") and seen.get("subscribed"))
     count = 0
 
     def put(many):
@@ -93,11 +79,11 @@ def test_a_page_that_watches_misses_nothing_over_a_restart(serve, browse, tmp_pa
 
     put(20)
     both = ("events", "messages")
-    reported(node, lambda seen: all(len(seen.get(each, ())) >= 20 for each in both))
+    node.reported("report", lambda seen: all(len(seen.get(each, ())) >= 20 for each in both))
     node.kill()
     node = serve(*arguments)
     put(20)
-    seen = reported(node, lambda seen: all(len(seen.get(each, ())) >= 40 for each in both))
+    seen = node.reported("report", lambda seen: all(len(seen.get(each, ())) >= 40 for each in both))
     for each in both:
         assert [value for _, value in seen[each]] == [str(number) for number in range(40)]
     assert seen["events"] == seen["messages"]
@@ -114,7 +100,7 @@ def test_a_page_of_another_origin_can_neither_read_write_nor_connect(serve, brow
     with first.client() as client:
         client.put("/v1/kv/secret", content=b"secret")
         browse(f"{second.url}/page")
-        seen = reported(second, lambda seen: len(seen) == 5)
+        seen = second.reported("report", lambda seen: len(seen) == 5)
         assert client.get("/v1/kv/hacked").status_code == 404
     assert seen == {
         "read": "refused",

@@ -1,6 +1,5 @@
 """What docs/clients.md shows runs as it stands there."""
 
-import json
 import re
 import shutil
 import subprocess
@@ -8,8 +7,6 @@ import sys
 from pathlib import Path
 
 import pytest
-
-from nkv_core.client import Client
 
 ROOT = Path(__file__).parents[2]
 DOCUMENT = (ROOT / "docs" / "clients.md").read_text()
@@ -94,11 +91,11 @@ def test_the_page_shows_what_is_watched(serve, browse, tmp_path):
     with node.client() as client:
         client.put("/v1/kv/service.a", content=b"up")
         browse(f"{node.url}/page")
-        seen = observed(node, lambda lines: "page.one is open" in lines)
+        seen = node.reported("observed", lambda lines: "page.one is open" in lines)
         assert seen[:2] == ["put service.a up", "these are the present ones"]
         client.put("/v1/kv/service.b", content=b"new")
         client.delete("/v1/kv/service.a")
-        seen = observed(node, lambda lines: len(lines) >= 5)
+        seen = node.reported("observed", lambda lines: len(lines) >= 5)
     assert seen == [
         "put service.a up",
         "these are the present ones",
@@ -118,16 +115,6 @@ OBSERVER = """
   }).observe(list, { childList: true });
 </script>
 """
-
-
-def observed(node, enough):
-    """What the page shows, once it is enough."""
-    with Client(node.url) as client, client.watch("observed", snapshot=True, patience=60) as watch:
-        for item in watch:
-            lines = json.loads(getattr(item, "value", None) or b"[]")
-            if enough(lines):
-                return lines
-    raise AssertionError("the watch has ended")
 
 
 @pytest.mark.skipif(shutil.which("node") is None, reason="Node.js is not installed")

@@ -8,6 +8,8 @@ import pytest
 from nkv_core.errors import AddressInUse, StartError, Stopping
 from nkv_core.events import Connect, Disconnect, PluginFailed
 
+from ...ports import free_port
+
 pytestmark = pytest.mark.anyio
 
 #: Answers each line with the outcome of a request for that path; `/die` ends it.
@@ -215,8 +217,7 @@ async def test_a_transport_moved_to_another_port_tells_so(serving, echo):
     async with serving(sections) as it:
         await it.host.load(echo(1))
         first = it.seen(Connect)[0].port
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            port = free.getsockname()[1]
+        port = free_port()
         await it.host.replace("nkv_transport_echo", settings={"port": port})
         await it.quiet()
         assert [event.port for event in it.seen(Connect)] == [first, port]
@@ -226,8 +227,7 @@ async def test_a_transport_moved_to_another_port_tells_so(serving, echo):
 
 async def test_settings_given_with_a_plugin_are_those_of_its_replacements(serving, echo):
     async with serving() as it:
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            port = free.getsockname()[1]
+        port = free_port()
         await it.host.load(echo(1), {"port": port})
         await it.host.replace("nkv_transport_echo")
         assert await call(port, "/version") == "1"

@@ -1,7 +1,6 @@
 """A node with every transport and notifier, at an address that it keeps over restarts."""
 
 import json
-import socket
 import ssl
 import sys
 import threading
@@ -10,6 +9,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import anyio
 import httpx2
+
+from ...ports import free_port
 
 #: Nothing here is TLS, and to load the authorities takes a client a tenth of a second.
 NO_AUTHORITIES = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
@@ -23,11 +24,6 @@ PLUGINS = (
     "nkv_notifier_nats",
     "nkv_notifier_webhook",
 )
-
-
-def free_port():
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        return free.getsockname()[1]
 
 
 class Receiver(ThreadingHTTPServer):

@@ -132,16 +132,21 @@ async def lines(response):
             yield line
 
 
-class EventStream(Subscriber):
-    """Server-Sent Events, read as a browser's EventSource reads them."""
+class Resuming(Subscriber):
+    """Goes on where it was, by the last token that it was told."""
 
-    name = "sse"
     tokens = True
     place_known = None
 
     def __init__(self, place, mode="every"):
         super().__init__(place)
         self.mode, self.every = mode, mode == "every"
+
+
+class EventStream(Resuming):
+    """Server-Sent Events, read as a browser's EventSource reads them."""
+
+    name = "sse"
 
     async def follow(self):
         headers = {"Last-Event-ID": self.place_known} if self.place_known else {}
@@ -165,14 +170,8 @@ class EventStream(Subscriber):
                 event = {}
 
 
-class WebSocket(Subscriber):
+class WebSocket(Resuming):
     name = "websocket"
-    tokens = True
-    place_known = None
-
-    def __init__(self, place, mode="every"):
-        super().__init__(place)
-        self.mode, self.every = mode, mode == "every"
 
     async def follow(self):
         request = {"op": "subscribe", "id": 1, "subscription": "s", "pattern": PATTERN}

@@ -5,7 +5,6 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -15,29 +14,11 @@ from pathlib import Path
 import httpx2
 import pytest
 
+from ...ports import free_port
+
 DEADLINE = 60
 NKV = (sys.executable, "-m", "nkv_core")
 SECRET = "a secret of these tests"
-
-
-def free_port():
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        return free.getsockname()[1]
-
-
-def free_ports(count, first=20_000):
-    """The first of so many free ports in a row."""
-    for base in range(first, 32_000, count):
-        held = []
-        try:
-            held += [socket.create_server(("127.0.0.1", base + n)) for n in range(count)]
-        except OSError:
-            continue
-        finally:
-            for one in held:
-                one.close()
-        return base
-    raise AssertionError("no ports are free")
 
 
 class MeshNode:
@@ -190,7 +171,6 @@ class Meshes:
         self.nodes = []
         self.settings = {"mesh.full.secret": SECRET}
         self.eventually = eventually
-        self.free_ports = free_ports
 
     def node(self, name, *, command=NKV, host="127.0.0.1", **settings):
         node = MeshNode(

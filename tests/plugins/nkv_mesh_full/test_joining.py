@@ -7,6 +7,8 @@ from pathlib import Path
 
 import httpx2
 
+from ...ports import free_ports
+
 
 def test_two_nodes_share_what_is_written_on_either(meshes):
     one, two = meshes.started(2, "memory")
@@ -147,8 +149,7 @@ def test_five_nodes_run_by_one_command(meshes, tmp_path):
     command = tmp_path / "nkv"
     command.write_text(f'#!/bin/sh\nexec {sys.executable} -m nkv_core "$@"\n')
     command.chmod(0o700)
-    base = meshes.free_ports(5)
-    mesh_base = meshes.free_ports(5, base + 5)
+    base, mesh_base = free_ports(5), free_ports(5)
     with (tmp_path / "mesh.log").open("wb") as log:
         process = subprocess.Popen(
             [root / ".ci" / "mesh", command, str(base), str(mesh_base), tmp_path / "data"],

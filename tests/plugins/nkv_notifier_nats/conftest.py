@@ -7,10 +7,8 @@ import httpx2
 import nats
 import pytest
 
-from nkv_core.config import load_settings
-from nkv_core.node import Node
+from ..nats_nodes import DEADLINE, flags_with, serving_with
 
-DEADLINE = 60
 NATS = "nkv_notifier_nats"
 
 
@@ -22,29 +20,13 @@ def anyio_backend():
 
 @pytest.fixture
 def flags(tmp_path):
-    return {
-        "node.data_dir": str(tmp_path / "data"),
-        "transport.http.port": 0,
-        "storage.name": "memory",
-        "plugins.load": [NATS],
-        "notifier.nats.backoff": 0.01,
-        "notifier.nats.max_backoff": 0.05,
-    }
+    return flags_with(NATS, tmp_path)
 
 
 @pytest.fixture
 def serving(flags):
     """A node with these settings, and others on top."""
-
-    @asynccontextmanager
-    async def serving(server, **more):
-        changed = {f"notifier.nats.{name}": value for name, value in more.items()}
-        changed["notifier.nats.servers"] = [server.url]
-        with anyio.fail_after(DEADLINE):
-            async with Node(load_settings(flags={**flags, **changed})) as node:
-                yield node
-
-    return serving
+    return serving_with(NATS, flags)
 
 
 class Heard:

@@ -1,1 +1,0 @@
-"""One change stream, every way in and every way out, at nodes that run as their users run them."""
