@@ -184,12 +184,7 @@ def parse_assignment(text: str) -> tuple[str, Any]:
     name, value = name.strip(), value.strip()
     if not separator or not all(name.split(".")):
         raise SettingsError(f"--set takes section.key=value, not {name!r} alone.")
-    try:
-        parsed = tomllib.loads(f"value = {value}")
-    except tomllib.TOMLDecodeError:
-        return name, value
-    alone = parsed["value"] if len(parsed) == 1 else value
-    return name, alone if isinstance(alone, str | list | dict) else value
+    return name, _parsed(value, str, list, dict)
 
 
 def nested(dotted: Mapping[str, Any]) -> dict[str, Any]:
@@ -366,13 +361,14 @@ def _list(text: str) -> list[Any]:
     return [item.strip() for item in text.split(",") if item.strip()]
 
 
-def _parsed(text: str, kind: type) -> Any:
-    """A text as the TOML value that it is; the text itself where it is none of that kind."""
+def _parsed(text: str, *kinds: type) -> Any:
+    """A text as the TOML value that it is; the text itself where it is none of these kinds."""
     try:
-        value = tomllib.loads(f"value = {text}").get("value")
+        table = tomllib.loads(f"value = {text}")
     except tomllib.TOMLDecodeError:
         return text
-    return value if isinstance(value, kind) else text
+    alone = len(table) == 1  # and no line feed has brought in more
+    return table["value"] if alone and isinstance(table["value"], kinds) else text
 
 
 def _alternatives(kind: Any) -> list[Any]:

@@ -6,7 +6,6 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any, Final, ParamSpec, Self, TypeVar
 
 import anyio
@@ -152,9 +151,9 @@ class Node:
                 try:
                     await self._tasks.start(self.plugins.run)
                     await self._open_keyspace(data)
-                    self._audit = audit = Audit(data.path)
-                    await self._load_plugins(data, audit)
-                    changes = Changes(audit, settings.plugins.max_changes_per_minute)
+                    self._audit = Audit(data.path)
+                    await self._load_plugins(data)
+                    changes = Changes(self._audit, settings.plugins.max_changes_per_minute)
                     await self._tasks.start(
                         serve_admin,
                         data.admin_socket,
@@ -177,7 +176,7 @@ class Node:
         await self._tasks.start(self.hub.run)
         self.plugins.attach(keyspace, self.hub)
 
-    async def _load_plugins(self, data: DataDir, audit: Audit) -> None:
+    async def _load_plugins(self, data: DataDir) -> None:
         """Load what is asked for, then the default set: all handlers stand before it listens."""
         settings = self.settings.plugins
         folder = folder_of(settings.directory, data.path)
@@ -194,7 +193,7 @@ class Node:
         storages = {f"storage.{name}" for name in (self.settings.storage, self.storages.name)}
         self.settings.check_sections(sections | storages)
         if settings.watch:
-            watch = FolderWatch(self.plugins, folder, audit)
+            watch = FolderWatch(self.plugins, folder, self._audit)
             await watch.look()
             for event in (PluginLoaded, PluginUnloaded):
                 self._dispatcher.on(event, watch.note)
@@ -303,7 +302,7 @@ class Node:
                 known
                 | {info.section for info in infos}
                 | {f"storage.{name}" for name in (settings.storage, self.storages.name)}
-                | {section_of(Path(spec).stem) for spec in settings.plugins.load}
+                | {await self.plugins.section(spec) for spec in made.load}
             )
             tokens = before.auth.tokens
             auth = None if tokens is None else Auth.load(tokens)

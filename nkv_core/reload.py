@@ -5,13 +5,13 @@ longer wanted are unloaded. What only a new start can change is named, and left 
 """
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Final
 
 import msgspec
 
 from nkv_core.config import CORE_SECTIONS, Settings
 from nkv_core.plugin_host import PluginInfo
+from nkv_core.specs import absolute_spec
 
 #: Of the section `plugins`: what says which are loaded, and what is looked at only at the start.
 _LOADED: Final = ("load", "disable")
@@ -49,9 +49,11 @@ def plan(
     load = [
         spec
         for spec in new.plugins.load
-        if spec not in old.plugins.load and _as_loaded(spec) not in by_spec and spec not in loaded
+        if spec not in old.plugins.load
+        and absolute_spec(spec) not in by_spec
+        and spec not in loaded
     ]
-    unload = [by_spec[_as_loaded(spec)] for spec in gone if _as_loaded(spec) in by_spec]
+    unload = [by_spec[absolute_spec(spec)] for spec in gone if absolute_spec(spec) in by_spec]
     for name in defaults:
         before, after = name not in old.plugins.disable, name not in new.plugins.disable
         if before and not after and name in loaded:
@@ -106,9 +108,3 @@ def _changed_in_core(old: Settings, new: Settings) -> Iterator[str]:
 def _differing(old: msgspec.Struct, new: msgspec.Struct) -> list[str]:
     fields = type(old).__struct_fields__
     return [name for name in fields if getattr(old, name) != getattr(new, name)]
-
-
-def _as_loaded(spec: str) -> str:
-    """A SPEC as the plugin host tells it: paths are absolute there."""
-    path = Path(spec).expanduser()
-    return str(path.absolute()) if "/" in spec or spec.endswith(".py") else spec

@@ -1,6 +1,5 @@
 """`nkv plugins`: asks a running node, over its admin socket, to change its plugins."""
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -9,6 +8,7 @@ import click
 
 from nkv_core.cli.admin import as_json, ask, data_dir_option, of_node, values
 from nkv_core.cli.output import print_json, print_table
+from nkv_core.specs import absolute_spec
 
 _COLUMNS: Final = ("name", "state", "generation", "kinds", "source", "remarks")
 
@@ -61,7 +61,7 @@ def load(
 
     SPEC is an entry point's name, a module, or a path to a file or a package's folder.
     """
-    params = {"spec": absolute(spec), "settings": values(assignments), "sha256": sha256}
+    params = {"spec": absolute_spec(spec), "settings": values(assignments), "sha256": sha256}
     _tell(ask(path, "plugins.load", params), as_json)
 
 
@@ -88,7 +88,7 @@ def replace(  # noqa: PLR0917  # click gives them by name
     """
     params = {
         "name": name,
-        "spec": absolute(spec),
+        "spec": absolute_spec(spec),
         "settings": values(assignments),
         "sha256": sha256,
         "if_generation": if_generation,
@@ -106,13 +106,6 @@ def unload(path: Path, name: str, if_generation: int | None) -> None:
 
 
 commands: Final[list[click.Command]] = [plugins]
-
-
-def absolute(spec: str) -> str:
-    """A SPEC as the node is to have it: a path means the same there as here."""
-    if os.sep in spec or spec.endswith(".py") or spec.startswith("~"):
-        return str(Path(spec).expanduser().absolute())
-    return spec
 
 
 def _tell(info: Mapping[str, Any], as_json: bool) -> None:

@@ -21,6 +21,7 @@ from typing import Final
 import msgspec
 
 from nkv_core.errors import PluginInvalid, PluginNotFound
+from nkv_core.specs import absolute_spec, is_path
 
 GROUP: Final = "nkv.plugins"
 RESERVED: Final = frozenset({"nkv", "nkv_core"})
@@ -80,7 +81,7 @@ def find(spec: str) -> Candidate:
     """
     if not spec:
         raise PluginNotFound("The plugin's SPEC is empty.")
-    if os.sep in spec or spec.endswith(".py") or spec.startswith("~"):
+    if is_path(spec):
         return _from_path(spec)
     importlib.invalidate_caches()  # something may have been installed since
     entries = list(entry_points())
@@ -109,8 +110,8 @@ def install_hint(module: str, candidate: Candidate) -> str:
 
 
 def _from_path(spec: str) -> Candidate:
-    path = Path(spec).expanduser().absolute()
-    spec = str(path)  # the same wherever the node's working directory may be by then
+    spec = absolute_spec(spec)
+    path = Path(spec)
     if path.is_dir():
         init = path / "__init__.py"
         if not init.exists():

@@ -5,7 +5,7 @@ ready nothing is changed, and then all is in one synchronous step.
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -185,9 +185,7 @@ class PluginHost:
         """
         for name in names:
             slot = self._slot(name)
-            section = section_of(name)
-            given = sections(section)
-            slot.generation.convert(section, merged(given, slot.given) if slot.given else given)
+            slot.generation.convert(section_of(name), _given(name, sections, slot.given))
 
     async def unload_all(self, *, held: bool = False) -> None:
         """Unload everything because the node stops: transports first, then the latest first, what
@@ -234,6 +232,10 @@ class PluginHost:
     def folders(self) -> tuple[str, ...]:
         """The folders that a plugin given as a path must lie in, if any are set."""
         return self._settings.folders
+
+    async def section(self, spec: str) -> str:
+        """The section of the plugin that a SPEC stands for. Raises as `load` if there is none."""
+        return section_of((await self._find(spec)).name)
 
     def available(self) -> list[str]:
         """The names of the plugins that are installed, loaded or not."""
@@ -329,8 +331,7 @@ class PluginHost:
         """Bring a generation to where it could serve."""
         if self._tasks is None or self._stopping.is_set():
             raise StartError("The plugin host does not run, or is being stopped.")
-        given = self._sections(section_of(generation.name))
-        await generation.load(merged(given, settings) if settings else given)
+        await generation.load(_given(generation.name, self._sections, settings))
         try:
             # Two generations at most: the one that is still draining ends now.
             await self._hurry(generation.name)
@@ -418,6 +419,12 @@ class PluginHost:
             failure=slot.failure,
             in_use=self._held.get(slot.generation.name),
         )
+
+
+def _given(name: str, sections: Sections, over: Given) -> Mapping[str, Any]:
+    """The settings of a plugin: those of its section, and what came with it over them."""
+    given = sections(section_of(name))
+    return merged(given, over) if over else given
 
 
 async def _all_over(departures: list[Departure]) -> None:

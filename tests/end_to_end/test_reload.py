@@ -172,3 +172,14 @@ def test_tokens_are_read_again(serve, tmp_path):
     tokens.write_text("\n".join(t for t in tokens.read_text().splitlines() if "first" not in t))
     node.nkv("reload")
     assert (status(first), status(second)) == (401, 404)
+
+
+def test_a_module_in_a_package_is_loaded_with_the_settings_of_its_name(serve, tmp_path):
+    (tmp_path / "says").mkdir()
+    (tmp_path / "says" / "one.py").write_text(SAYS.replace("{name}", "one"))
+    path = tmp_path / "nkv.toml"
+    path.write_text("")
+    node = serve("--config", str(path), env={"PYTHONPATH": str(tmp_path)})
+    path.write_text('plugins.load = ["says.one"]\nplugin.one.word = "hello"\n')
+    assert node.nkv("reload").stdout.decode() == "loaded: says.one\n"
+    assert words(node) == {"one": "hello"}

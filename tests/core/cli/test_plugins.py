@@ -11,7 +11,6 @@ import pytest
 
 from nkv_core.admin import Changes, plugin_verbs, serve_admin, verbs
 from nkv_core.cli import main
-from nkv_core.cli.plugins import absolute
 from nkv_core.errors import PluginInUse, PluginNotFound
 from nkv_core.plugin_host import PluginInfo
 from nkv_core.plugin_host.audit import Audit
@@ -213,21 +212,6 @@ def test_an_unusable_settings_file_is_no_traceback(tmp_path, monkeypatch, capsys
     Path("nkv.toml").write_text("[node\n")
     assert main(["plugins", "list"]) == 2
     assert "nkv.toml" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("spec", ["nkv_transport_http", "package.module", "hello"])
-def test_a_name_is_no_path(spec):
-    assert absolute(spec) == spec
-
-
-def test_what_looks_like_a_path_is_one(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HOME", "/home/x")
-    assert absolute("a.py") == str(tmp_path / "a.py")
-    assert absolute("./a") == str(tmp_path / "a")
-    assert absolute("a/") == str(tmp_path / "a")
-    assert absolute("~/a") == "/home/x/a"
-    assert absolute("/a/../b.py") == "/a/../b.py"
 
 
 @pytest.mark.anyio
