@@ -7,7 +7,7 @@ import msgspec
 
 MIB: Final = 1024 * 1024
 PAGE_BYTES: Final = 4096
-CHECKPOINT_PAGES: Final = 2_000  # that are written, before they are moved into the file
+CHECKPOINT_PAGES: Final = 1_000  # that are written, before they are moved into the file
 LONG_PAGES: Final = 20_000  # of the write-ahead log, from which on it is to begin anew
 LONGEST_PAGES: Final = 40_000  # from which on the writer itself moves all of it
 WAL_KEPT_BYTES: Final = LONGEST_PAGES * PAGE_BYTES  # a longer log is cut back once it can be
