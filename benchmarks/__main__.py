@@ -25,6 +25,8 @@ BENCHMARKS = (
     "resp",
     "mesh",
     "node",
+    "replace",
+    "migrate",
     "import",
 )
 DEADLINE = 900  # seconds for one

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import anyio
 
+from nkv_core.collector import sparing_collector
 from nkv_core.contracts.keyspace import Put
 from nkv_core.contracts.settings import KeyspaceSettings
 from nkv_core.keyspace import LocalKeyspace
@@ -128,4 +129,5 @@ async def main(source, target, records):
 if __name__ == "__main__":
     given = sys.argv[1:]
     source, target = given[:2] if len(given) >= 2 else ("diskcache", "diskcache")
-    anyio.run(main, source, target, int(given[2]) if len(given) > 2 else 1_000_000)
+    with sparing_collector():  # as a node does
+        anyio.run(main, source, target, int(given[2]) if len(given) > 2 else 1_000_000)

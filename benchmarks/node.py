@@ -39,11 +39,15 @@ async def turn(request):
 """
 
 
-def started(data_dir):
+def started(data_dir, *arguments):
     """A node as a process: it, its address, and the seconds until its first answer."""
     began = time.perf_counter()
     process = subprocess.Popen(
-        [sys.executable, "-m", "nkv_core", "serve", "--port", "0", "--data-dir", str(data_dir)],
+        [
+            *(sys.executable, "-m", "nkv_core", "serve"),
+            *("--port", "0", "--data-dir", str(data_dir)),
+            *arguments,
+        ],
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
     )

@@ -4,7 +4,11 @@ Weak references to the functions and classes of its modules are the witnesses; t
 themselves tell nothing, for their globals live on through any function of theirs.
 """
 
+import atexit
+import functools
 import gc
+import logging
+import signal
 import sys
 import threading
 import time
@@ -18,6 +22,8 @@ from nkv_core.plugin_host.modules import Modules
 _DEPTH: Final = 6
 _WIDTH: Final = 50
 _MOST: Final = 5
+
+_CACHE: Final = type(functools.lru_cache(repr))
 
 #: Seconds between two runs of the collector, which holds up everything while it runs.
 PAUSE: Final = 0.1
@@ -45,7 +51,7 @@ class Witnesses:
         The nearest holders that have a name: what holds these in turn is no news.
         """
         look_at_all()
-        named = threads_in(self._prefix)
+        named = [*threads_in(self._prefix), *hidden_from_collector(self._prefix)]
         layer = [value for reference in self._references if (value := reference()) is not None]
         own = {id(self._references)}
         seen = {id(value) for value in layer}
@@ -73,6 +79,8 @@ class Witnesses:
             return _is_below(str(value.get("__name__") or value.get("__module__")), self._prefix)
         if isinstance(value, types.FunctionType | type):
             return _is_below(str(value.__module__), self._prefix)
+        if isinstance(value, types.FrameType):  # one that runs is that of a thread
+            return _is_below(str(value.f_globals.get("__name__")), self._prefix)
         return _is_below(str(type(value).__module__), self._prefix)
 
 
@@ -89,6 +97,46 @@ def threads_in(prefix: str) -> list[str]:
                 break
             inner = inner.f_back
     return named
+
+
+def hidden_from_collector(prefix: str) -> list[str]:
+    """What the interpreter itself holds of these modules, where the collector does not look."""
+    named = [
+        f"atexit, which is to call {_called(function)}"
+        for function in _called_at_exit()
+        if _is_below(str(getattr(function, "__module__", None)), prefix)
+    ]
+    for number in signal.valid_signals():
+        handler = signal.getsignal(number)
+        if _is_below(str(getattr(handler, "__module__", None)), prefix):
+            named.append(
+                f"the signal {getattr(number, 'name', number)}, which {_called(handler)} is for"
+            )
+    return named
+
+
+class _Notes:
+    """Is equal to nothing, and notes what it was compared with."""
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __init__(self) -> None:
+        self.compared: list[Any] = []
+
+    def __eq__(self, other: object) -> bool:
+        self.compared.append(other)
+        return False
+
+
+def _called_at_exit() -> list[Any]:
+    """All functions given to `atexit`, which shows them only to what it is asked to remove."""
+    notes = _Notes()
+    atexit.unregister(notes)  # type: ignore[arg-type]
+    return notes.compared
+
+
+def _called(function: Any) -> str:
+    return str(getattr(function, "__qualname__", function))
 
 
 def _is_below(module: str, prefix: str) -> bool:
@@ -112,12 +160,23 @@ def _name(holder: Any) -> str | None:
             return f"module {module.__name__}"
     if isinstance(holder, types.ModuleType):
         return f"module {holder.__name__}"
-    if type(holder).__name__ == "Task":
-        return f"task {holder!r:.100}"
     if isinstance(holder, type):
         return f"class {holder.__qualname__} of {holder.__module__}"
+    return _name_of_service(holder)
+
+
+def _name_of_service(holder: Any) -> str | None:
+    """Words for what calls or remembers on somebody's behalf."""
     if isinstance(holder, threading.Thread):
         return f"thread {holder.name}"
+    if isinstance(holder, logging.Logger):
+        return f"logger {holder.name}"
+    if isinstance(holder, _CACHE):
+        return f"the cache of {_called(holder)} of {holder.__module__}"
+    if type(holder).__name__ == "Task":
+        return f"task {holder!r:.100}"
+    if type(holder).__name__ in {"Handle", "TimerHandle"} and not holder.cancelled():
+        return f"a timer or callback of the event loop: {holder!r:.100}"
     return None
 
 

@@ -7,8 +7,10 @@ import msgspec
 
 MIB: Final = 1024 * 1024
 PAGE_BYTES: Final = 4096
-CHECKPOINT_PAGES: Final = 20_000  # of the write-ahead log, before it is moved into the file
-WAL_KEPT_BYTES: Final = 2 * CHECKPOINT_PAGES * PAGE_BYTES  # a longer log is cut back once it can be
+CHECKPOINT_PAGES: Final = 1_000  # that are written, before they are moved into the file
+LONG_PAGES: Final = 20_000  # of the write-ahead log, from which on it is to begin anew
+LONGEST_PAGES: Final = 40_000  # from which on the writer itself moves all of it
+WAL_KEPT_BYTES: Final = LONGEST_PAGES * PAGE_BYTES  # a longer log is cut back once it can be
 
 
 class DiskcacheSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -31,7 +33,7 @@ FORCED: Final = MappingProxyType(
         "sqlite_journal_mode": "wal",
         "sqlite_mmap_size": 0,  # ours to map, on the connections that read
         "sqlite_synchronous": 2,  # FULL: a commit is on disk when it returns
-        "sqlite_wal_autocheckpoint": CHECKPOINT_PAGES,
+        "sqlite_wal_autocheckpoint": LONGEST_PAGES,
         "statistics": 0,
         "tag_index": 0,
     }

@@ -7,6 +7,7 @@ that opened them.
 
 import sqlite3
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from threading import Lock, local
 from typing import Any, Final, Literal
@@ -15,10 +16,11 @@ from weakref import WeakSet
 from nkv_core.contracts.storage import Batch, Table
 from nkv_core.errors import DataDamaged, DataDirError, NkvError, StorageFailed
 
+from .checkpoints import PASSIVE, Checkpoints
 from .disk import foreign_row
 from .faults import meaning
 from .file import connect, data_file, prepare, write_ahead_log
-from .settings import CHECKPOINT_PAGES, WAL_KEPT_BYTES, DiskcacheSettings
+from .settings import LONGEST_PAGES, PAGE_BYTES, WAL_KEPT_BYTES, DiskcacheSettings
 from .sql import (
     BEHIND,
     COUNT,
@@ -74,6 +76,7 @@ class DiskcacheStorage:
         self._settings: Final = settings
         self._directory = Path(settings.directory or "")
         self._writer: _Connection | None = None
+        self._checkpoints: Checkpoints | None = None
         self._readers: WeakSet[_Connection] = WeakSet()
         self._own = local()  # each thread's reader
         self._lifecycle: Final = Lock()
@@ -94,6 +97,7 @@ class DiskcacheStorage:
             try:
                 prepare(self._directory)
                 self._writer = self._open_writer()
+                self._checkpoints = Checkpoints(self._directory)
             except NkvError:
                 raise
             except (sqlite3.Error, OSError) as error:
@@ -110,6 +114,8 @@ class DiskcacheStorage:
                 reader.close()
             self._readers.clear()
             writer, self._writer = self._writer, None
+            if self._checkpoints is not None:
+                self._checkpoints.close()
             if writer is not None:
                 writer.close()  # last, since it moves the write-ahead log into the file
 
@@ -138,12 +144,15 @@ class DiskcacheStorage:
     def apply(self, batch: Batch) -> None:
         """Make all writes of the batch in one transaction, on disk when this returns."""
         cells: list[bytes | None] = []
-        deletes = False
+        deletes, size = False, 0
         for table, writes in batch.writes.items():
             prefix = PREFIXES[table]
             for key, value in writes.items():
                 cells += (prefix + key, value)
-                deletes = deletes or value is None
+                if value is None:
+                    deletes = True
+                else:
+                    size += len(value)
         statement = write_rows if deletes else put_rows
         parts = [
             cells[begin : begin + 2 * ROWS_AT_ONCE]
@@ -151,6 +160,8 @@ class DiskcacheStorage:
         ]
         if parts:
             self._write([(statement(len(part) // 2), part) for part in parts])
+            # A row has its leaf and that of the index, and long values have pages of their own.
+            self._note(len(cells) + size // PAGE_BYTES)
 
     def scan(
         self,
@@ -184,14 +195,16 @@ class DiskcacheStorage:
         It takes some 5 to 20 microseconds a key, and room in the write-ahead log for every page
         that it touches. Reading goes on meanwhile, other writes wait: delete millions in parts.
         """
-        return self._write([(DELETE_RANGE, _bounds(table, start, stop))])
+        deleted = self._write([(DELETE_RANGE, _bounds(table, start, stop))])
+        self._note(2 * deleted)
+        return deleted
 
     def _open_writer(self) -> _Connection:
         connection = connect(data_file(self._directory), "rw", cached_statements=2 * ROWS_AT_ONCE)
         try:
             connection.execute(f"PRAGMA cache_size = -{self._settings.page_cache_bytes // 1024}")
             connection.execute("PRAGMA synchronous = FULL")
-            connection.execute(f"PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES}")
+            connection.execute(f"PRAGMA wal_autocheckpoint = {LONGEST_PAGES}")
             connection.execute(f"PRAGMA journal_size_limit = {WAL_KEPT_BYTES}")
             for statement in WRITER_SCHEMA:
                 connection.execute(statement)
@@ -260,14 +273,25 @@ class DiskcacheStorage:
                 if connection.in_transaction:
                     connection.execute("ROLLBACK")
 
+    def _note(self, pages: int) -> None:
+        checkpoints = self._checkpoints
+        if checkpoints is not None:
+            checkpoints.note(pages)
+
     def _bound_log(self, connection: sqlite3.Connection) -> None:
-        """Refuse to write while another program's open read lets the log grow past its bound.
+        """Let the log begin anew where it can. Refuse to write while another program's open read
+        lets it grow past its bound.
 
         Our own reads are over when they return and do not pin it.
         """
+        checkpoints = self._checkpoints
+        if checkpoints is not None and checkpoints.last:
+            checkpoints.last = False
+            connection.execute(PASSIVE).fetchone()
         if write_ahead_log(self._directory).stat().st_size <= self._settings.max_wal_bytes:
             return
-        (busy, _, _) = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        with nullcontext() if checkpoints is None else checkpoints.making:
+            (busy, _, _) = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
         if busy:
             raise StorageFailed(
                 f"Another program keeps reading the data file in {self._directory}, so that its "

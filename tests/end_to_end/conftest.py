@@ -49,6 +49,7 @@ class Served:
             self.process.wait()
             self.process.stdout.close()
             raise AssertionError(f"the node said {line!r} and then: {self.stderr()}")
+        self.said = line
         return found.group()
 
     def stderr(self):

@@ -67,9 +67,22 @@ class Writers:
             assert not thread.is_alive()
 
 
+def fill(node):
+    """So much that copying it alone takes more than twenty writes, however fast it goes."""
+    with node.client() as client:
+        for begin in range(0, 12_000, 1_000):
+            puts = [
+                {"op": "put", "key": f"there.{n:05}", "value": "1"}
+                for n in range(begin, begin + 1_000)
+            ]
+            answer = client.post("/v1/batch", json={"operations": puts})
+            assert answer.status_code == 200, answer.text
+
+
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_a_node_that_is_killed(serve, moment):
     node = serve("--plugin", str(EXAMPLE), "--plugin", str(KILL_AT), env={"KILL_AT": moment})
+    fill(node)
     writers = Writers(node.url)
     assert writers.going.wait(60)
     node.nkv("storage", "migrate", "sqlite", "--bake", "0.2", check=False)

@@ -229,19 +229,73 @@ async def test_a_request_under_way_ends_in_the_generation_that_it_began_in(servi
         gate = it.host._slots["slow"].generation._handlers.routes[1].target
         outcomes = []
 
-        async def one():
-            outcomes.append(await it.ask("/slow"))
+        async def one(began_in):
+            outcomes.append((began_in, await it.ask("/slow")))
 
         async with anyio.create_task_group() as tasks:
-            for _ in range(1000):
-                tasks.start_soon(one)
+            for _ in range(5000):
+                tasks.start_soon(one, 1)
             await anyio.wait_all_tasks_blocked()
             write("slow.py", source.format(generation=2))
             await it.host.replace("slow")
             states = [(i.generation, i.state) for i in it.host.plugins()]
             assert states == [(2, "active"), (1, "draining")]
+            for _ in range(5000):
+                tasks.start_soon(one, 2)
+            await anyio.wait_all_tasks_blocked()
+            assert outcomes == []
+            await it.ask("/open")
             gate(None)
-        assert outcomes == [1] * 1000
+        assert sorted(outcomes) == 5000 * [(1, 1)] + 5000 * [(2, 2)]
+
+
+async def test_no_request_finds_a_route_missing_while_it_is_replaced(serving, hello):
+    over, asked = anyio.Event(), []
+
+    async def ask():
+        while not over.is_set():
+            asked.append(await it.ask("/hello"))
+            await anyio.sleep(0.0005)
+
+    async with serving() as it, anyio.create_task_group() as tasks:
+        await it.host.load(hello("answer"))
+        for _ in range(4):
+            tasks.start_soon(ask)
+        for _ in range(200):
+            await it.host.replace("hello")
+        over.set()
+    assert len(asked) > 200
+    assert set(asked) == {"answer"}
+
+
+async def test_extension_modules_that_a_plugin_imports_stay_and_its_own_classes_go(serving, write):
+    source = """
+        import _sqlite3
+        import msgspec
+        from nkv_core import hookimpl
+
+        class Point(msgspec.Struct):
+            x: int
+
+        @hookimpl
+        def nkv_handlers(handlers):
+            handlers.add("/point", point)
+
+        def point(request):
+            data = msgspec.json.encode(Point({x}))
+            return msgspec.json.decode(data, type=Point).x, id(_sqlite3.connect)
+    """
+    async with serving() as it:
+        before = it.residue()
+        path = write("compiled.py", source.format(x=1))
+        await it.host.load(path)
+        first, connect = await it.ask("/point")
+        write("compiled.py", source.format(x=2))
+        await it.host.replace("compiled")
+        assert (first, await it.ask("/point")) == (1, (2, connect))
+        await it.host.unload("compiled")
+        assert it.host.plugins() == []
+        assert it.residue() == before
 
 
 async def test_unloading_under_a_thousand_requests_lets_them_finish(serving, write):
@@ -345,7 +399,7 @@ async def test_two_replacements_at_once_both_take_their_turn(serving, hello):
         assert await it.ask("/hello") == "two"
 
 
-async def test_replacing_two_hundred_times_grows_nothing(serving, write, settled):
+async def test_replacing_three_hundred_times_grows_nothing(serving, write, settled):
     source = """
         import logging
         from contextlib import asynccontextmanager
@@ -397,7 +451,7 @@ async def test_replacing_two_hundred_times_grows_nothing(serving, write, settled
 
         await replace(20)
         residue, objects = it.residue(), count_objects()
-        await replace(200)
+        await replace(300)
         after = it.residue()
         assert count_objects() - objects < 100  # less than one for every second
         for key in ("modules", "loggers", "lines", "routes", "hooks"):

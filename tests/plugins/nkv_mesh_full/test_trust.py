@@ -25,6 +25,7 @@ from nkv_mesh_full.messages import (
     About,
     Batch,
     Greeting,
+    Message,
     Place,
     Proof,
     Refusal,
@@ -275,6 +276,26 @@ async def test_a_member_that_sends_what_cannot_be_is_refused_and_changes_nothing
         await impostor.channel.send(Batch(0, None, packed(good)))
         assert (await impostor.refusal()).code == "bad_request"
     assert len(node.records()) == 1
+
+
+class Load(Message, frozen=True):
+    """What the admin socket takes, in a form that no node knows."""
+
+    spec: str
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+@pytest.mark.anyio
+async def test_a_member_has_no_verb_to_load_a_plugin_with(meshes, tmp_path):
+    node = meshes.node("n1").start("memory")
+    before = node.nkv("plugins", "list", "--json").stdout
+    plugin, canary = tmp_path / "canary.py", tmp_path / "executed"
+    plugin.write_text(f"open({str(canary)!r}, 'w')")
+    async with Impostor(node) as impostor:
+        await impostor.channel.send(Load(str(plugin)))
+        assert (await impostor.refusal()).code == "bad_request"
+    assert not canary.exists()
+    assert node.nkv("plugins", "list", "--json").stdout == before
 
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])

@@ -10,7 +10,7 @@ import pytest
 from nkv_core.errors import DataDamaged, DataDirBusy, DataDirError, NewerFormat
 from nkv_storage_diskcache import file as file_module
 from nkv_storage_diskcache.file import data_file, write_ahead_log
-from nkv_storage_diskcache.settings import CHECKPOINT_PAGES
+from nkv_storage_diskcache.settings import LONGEST_PAGES
 
 
 @pytest.fixture
@@ -63,7 +63,7 @@ def test_every_commit_waits_for_the_disk(make):
 
     assert pragma("synchronous") == 2
     assert pragma("journal_mode") == "wal"
-    assert pragma("wal_autocheckpoint") == CHECKPOINT_PAGES
+    assert pragma("wal_autocheckpoint") == LONGEST_PAGES
     assert pragma("auto_vacuum") == 0
 
 

@@ -1,5 +1,7 @@
 """A transport is replaced, and those who never try again notice nothing."""
 
+import os
+
 import anyio
 import pytest
 
@@ -8,7 +10,7 @@ from nkv_core.contracts.handlers import Stream
 pytestmark = pytest.mark.anyio
 
 GET = b"GET /healthcheck HTTP/1.1\r\nHost: localhost\r\n\r\n"
-REPLACEMENTS = 5
+REPLACEMENTS = 160 if os.environ.get("NKV_SOAK") == "1" else 5
 
 
 async def test_clients_that_never_try_again_lose_no_request(serving):
@@ -61,7 +63,7 @@ async def test_a_stream_is_told_goodbye_by_the_generation_that_goes(serving):
 async def test_connections_that_wait_to_be_accepted_go_to_who_follows(serving):
     async with serving() as node:
         await node.life.stop()
-        peers = [await node.connect() for _ in range(100)]
+        peers = [await node.connect() for _ in range(200)]
         for peer in peers:
             await peer.send(GET)
         node.life = await node.life.follow()
