@@ -146,20 +146,24 @@ def test_a_full_disk_is_an_answer_and_the_node_goes_on(serve, nkv, small_disk):
         assert refused.json()["code"] == "storage_full"
         assert client.get("/v1/kv/early").text == "here"
         assert client.get("/readyz").status_code == 200
-    ballast = small_disk / "ballast"
     node.kill()
-    fill_file(ballast)
-    failed = nkv("serve", "--data-dir", str(small_disk / "data"), "--port", "0")
-    assert failed.returncode == 1
-    assert "full" in failed.stderr
-    assert "Traceback" not in failed.stderr
-
-    ballast.unlink()
     subprocess.run(["mount", "-o", "remount,size=64m", str(small_disk)], check=True)
     node = serve(data_dir=small_disk / "data")
     with node.client() as client:
         assert client.get("/v1/kv/early").text == "here"
         assert client.put("/v1/kv/late", content="there is room again").status_code == 201
+    assert node.stop() == 0
+
+    ballast = small_disk / "ballast"
+    fill_file(ballast)
+    failed = nkv("serve", "--data-dir", str(small_disk / "data"), "--port", "0")
+    assert failed.returncode == 1
+    assert "full" in failed.stderr
+    assert "Traceback" not in failed.stderr
+    ballast.unlink()
+    node = serve(data_dir=small_disk / "data")
+    with node.client() as client:
+        assert client.get("/v1/kv/late").text == "there is room again"
 
 
 def fill(client):

@@ -5,13 +5,17 @@ import random
 import secrets
 import shutil
 import subprocess
+from contextlib import suppress
+
+#: How `lose` delays.
+LATE = ("netem", "delay", "20ms", "10ms")
 
 
 def missing():
     """Why there can be no namespaces here; None where there can."""
     if os.geteuid() != 0:
         return "network namespaces need root"
-    absent = [name for name in ("ip", "iptables") if shutil.which(name) is None]
+    absent = [name for name in ("ip", "iptables", "tc") if shutil.which(name) is None]
     if absent:
         return f"not installed: {', '.join(absent)}"
     probe = f"nkvp{os.getpid()}"
@@ -69,10 +73,21 @@ class Network:
         for address in addresses:
             self._in(at, "iptables", "-A", "INPUT", "-s", address, "-j", "DROP")
 
+    def lose(self, at, share):
+        """Of the packets to the namespace `at` this share is lost. Where the kernel can, the
+        others come late, and not equally late.
+        """
+        how = ("-m", "statistic", "--mode", "random", "--probability", str(share))
+        self._in(at, "iptables", "-A", "INPUT", "-i", "eth0", *how, "-j", "DROP")
+        with suppress(subprocess.CalledProcessError):  # a kernel without netem
+            self._in(at, "tc", "qdisc", "add", "dev", "eth0", "root", *LATE)
+
     def heal(self):
-        """Everybody reaches everybody."""
+        """Everybody reaches everybody, at once."""
         for name in self._names:
             self._in(name, "iptables", "-F", "INPUT")
+            with suppress(subprocess.CalledProcessError):  # there is none
+                self._in(name, "tc", "qdisc", "del", "dev", "eth0", "root")
 
     def _in(self, name, *command):
         run("ip", "netns", "exec", name, *command)

@@ -73,3 +73,32 @@ def test_a_cut_in_one_direction_only_is_a_cut(meshes, cut_off):
     network.heal()
     records = meshes.all_equal([one, two, three])
     assert set(records) == {"meanwhile", "at.three"}
+
+
+def test_a_network_that_loses_much_delays_and_loses_nothing(meshes, cut_off):
+    network, nodes = cut_off
+    for node in nodes:
+        network.lose(node.namespace, 0.1)
+    for number in range(30):
+        nodes[number % 3].put(f"k.{number}", str(number).encode(), deadline=60)
+    records = meshes.all_equal(nodes)
+    assert {key: fields[0] for key, fields in records.items()} == {
+        f"k.{number}": str(number) for number in range(30)
+    }
+    network.heal()
+    meshes.all_up(nodes)
+
+
+def test_a_node_that_comes_and_goes_is_taken_up_each_time(meshes, cut_off):
+    network, (one, two, three) = cut_off
+    rounds = 4
+    for number in range(rounds):
+        network.cut(three.namespace, one.host, two.host)
+        meshes.eventually(lambda: one.states()["n3"] != "up", say=one.mesh)
+        one.put(f"one.{number}", b"1")
+        three.put(f"three.{number}", b"3")
+        network.heal()
+        meshes.eventually(lambda: one.states()["n3"] == two.states()["n3"] == "up", say=one.mesh)
+    records = meshes.all_equal([one, two, three])
+    assert set(records) == {f"{who}.{n}" for who in ("one", "three") for n in range(rounds)}
+    meshes.all_up([one, two, three])
