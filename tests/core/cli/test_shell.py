@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -170,6 +171,19 @@ class Terminal:
         before, _, self.said = self.said.partition(text)
         return before
 
+    def interrupt(self):
+        """SIGINT, as Ctrl-C sends it, once the shell waits for a key.
+
+        One that comes just before Python's readline begins to wait is not heeded until a key is
+        pressed: Python's own gap, which a person does not hit.
+        """
+        state = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/stat")
+        end = time.monotonic() + DEADLINE
+        while state.exists() and state.read_text().rpartition(")")[2].split()[0] != "S":
+            assert time.monotonic() < end, "it never waits"
+            time.sleep(0.01)
+        self.process.send_signal(signal.SIGINT)
+
     def close(self):
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGKILL)
@@ -206,7 +220,7 @@ def test_a_person_types_completes_watches_and_comes_back(terminal, client, tmp_p
     client.put("service.b", b"told")
     first.wait_for("told")
     first.wait_for("nkv> put half")
-    first.process.send_signal(signal.SIGINT)  # as Ctrl-C does: it gives up the line
+    first.interrupt()  # gives up the line
     first.wait_for("nkv> ")
     first.type("\x04")
     assert first.process.wait(DEADLINE) == 0
