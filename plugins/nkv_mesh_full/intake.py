@@ -113,7 +113,8 @@ class Intake:
                     await self._acknowledge()  # by comparing, and not by a batch
                 if message.head <= self.upto:
                     self._seen = core.wall()
-                    if monotonic() - self._kept_at >= _KEEP_SEEN:
+                    every = _KEEP_SEEN if self.kept == self.upto else _KEEP_EVERY
+                    if monotonic() - self._kept_at >= every:
                         await self._keep()
                 await self._channel.send(
                     Pong(
@@ -144,6 +145,11 @@ class Intake:
             await self._acknowledge()
             if monotonic() - self._kept_at >= _KEEP_EVERY:
                 await self._keep()
+
+    @property
+    def kept(self) -> int | None:
+        """The place from which this node goes on when it is started again, if any was kept."""
+        return None if self._kept is None else self._kept.revision
 
     async def _acknowledge(self) -> None:
         self._told = self.upto

@@ -79,8 +79,9 @@ def _member(core: Core, peer: Peer) -> dict[str, Any]:
         #: How far the other has our changes, and how many revisions it lacks.
         "acknowledged": None if feed is None or feed.acked < 0 else feed.acked,
         "lag": None if feed is None or feed.acked < 0 else max(head - feed.acked, 0),
-        #: How far this node has the other's.
+        #: How far this node has the other's, and from where it goes on after a restart.
         "taken": None if intake is None else intake.upto,
+        "kept": None if intake is None else intake.kept,
         "behind": None if intake is None else max(peer.head - intake.upto, 0),
     }
 

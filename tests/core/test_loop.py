@@ -29,7 +29,7 @@ async def test_a_thread_calls_the_loop():
         waiter.wake()
 
     threading.Thread(target=lambda: call(on_loop)).start()
-    with anyio.fail_after(5):
+    with anyio.fail_after(60):
         await waiter.wait()
     assert called == [threading.current_thread()]
 
@@ -47,7 +47,7 @@ async def test_what_is_called_soon_comes_behind_the_tasks_that_were_woken():
         order.append("soon")
         done.wake()
 
-    with anyio.fail_after(5):
+    with anyio.fail_after(60):
         async with anyio.create_task_group() as tasks:
             for number in range(20):
                 tasks.start_soon(wait, number)
@@ -64,7 +64,7 @@ async def test_a_waiter_woken_before_it_waits_does_not_wait():
     waiter = waiter_maker()()
     waiter.wake()
     waiter.wake()
-    with anyio.fail_after(5):
+    with anyio.fail_after(60):
         await waiter.wait()
 
 
@@ -78,7 +78,7 @@ async def test_a_waiter_may_be_woken_after_it_was_cancelled():
 
 
 async def test_a_worker_gives_back_results_and_exceptions():
-    with Worker("test") as worker, anyio.fail_after(5):
+    with Worker("test") as worker, anyio.fail_after(60):
         assert await worker.run(lambda: threading.current_thread().name) == "test"
         with pytest.raises(ZeroDivisionError):
             await worker.run(lambda: 1 // 0)
@@ -87,7 +87,7 @@ async def test_a_worker_gives_back_results_and_exceptions():
 
 async def test_a_worker_does_one_thing_after_the_other_in_one_thread():
     seen, told = [], []
-    with Worker("test") as worker, anyio.fail_after(5):
+    with Worker("test") as worker, anyio.fail_after(60):
         for number in range(100):
             worker.submit(
                 lambda number=number: seen.append((number, threading.get_ident())),
@@ -100,7 +100,7 @@ async def test_a_worker_does_one_thing_after_the_other_in_one_thread():
 
 async def test_a_cancelled_caller_leaves_the_work_to_be_done():
     go, done = threading.Event(), threading.Event()
-    with Worker("test") as worker, anyio.fail_after(5):
+    with Worker("test") as worker, anyio.fail_after(60):
         with anyio.move_on_after(0.01) as scope:
             await worker.run(lambda: (go.wait(5), done.set()))
         assert scope.cancelled_caught
@@ -127,7 +127,7 @@ async def test_an_idle_worker_keeps_nothing_alive():
     class Thing:
         pass
 
-    with Worker("test") as worker, anyio.fail_after(5):
+    with Worker("test") as worker, anyio.fail_after(60):
         thing = await worker.run(Thing)
         await worker.run(lambda: None)
         gone = weakref.ref(thing)
@@ -159,7 +159,7 @@ async def test_a_pending_result_is_awaited():
             pending.settle(7)
 
         tasks.start_soon(settle)
-        with anyio.fail_after(5):
+        with anyio.fail_after(60):
             assert await pending == 7
 
 

@@ -1,6 +1,10 @@
 """A browser's own EventSource and WebSocket, against a node that restarts."""
 
+import pytest
+
 from ..ports import free_port
+
+pytestmark = pytest.mark.one_python
 
 PAGE = """
 <!doctype html>

@@ -41,6 +41,7 @@ def write_lines(path, records):
     path.write_text("".join(line + "\n" for line in lines))
 
 
+@pytest.mark.one_python
 @pytest.mark.skipif(not DPKG_STATUS.exists(), reason="this machine has no dpkg database")
 def test_an_import_of_real_data_survives_a_kill_half_way(serve, tmp_path):
     records = {
@@ -82,6 +83,7 @@ def acknowledged_lines(complaint):
     return int(found.group(1)) - 1
 
 
+@pytest.mark.one_python
 def test_every_acknowledged_write_and_the_change_log_survive_kills_under_load(serve):
     node = serve()
     acknowledged = {}
@@ -184,6 +186,7 @@ def fill_file(path):
             pass
 
 
+@pytest.mark.one_python
 def test_a_backup_is_consistent_while_clients_write_and_can_be_restored(serve, tmp_path):
     node = serve()
     stop = threading.Event()

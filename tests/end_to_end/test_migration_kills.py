@@ -9,6 +9,8 @@ from pathlib import Path
 import httpx2
 import pytest
 
+pytestmark = pytest.mark.one_python
+
 KILL_AT = Path(__file__).with_name("kill_at.py")
 EXAMPLE = Path(__file__).parents[2] / "docs/examples/nkv-example/src/nkv_example"
 

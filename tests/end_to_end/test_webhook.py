@@ -57,6 +57,7 @@ def receiver():
         thread.join()
 
 
+@pytest.mark.one_python
 def test_kills_lose_nothing_and_keep_the_order(serve, receiver):
     settings = {
         "url": receiver.url,

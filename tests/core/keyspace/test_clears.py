@@ -77,7 +77,7 @@ async def test_reclaiming_goes_on_after_a_restart(storage, open_keyspace):
         assert await keyspace.get("a.001999") is None
         await keyspace.put("a.001999", b"new", expect=Presence.ABSENT)
     async with open_keyspace(storage, run=True, sweep_interval=0.01) as keyspace:
-        with anyio.fail_after(5):
+        with anyio.fail_after(60):
             while keyspace.status()["clears"]["hidden"]:
                 await anyio.sleep(0.005)
         assert storage.count("records") == 1

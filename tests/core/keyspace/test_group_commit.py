@@ -49,7 +49,7 @@ class Calls:
         await anyio.wait_all_tasks_blocked()
 
     async def end(self, *names):
-        with anyio.fail_after(5):
+        with anyio.fail_after(60):
             while not set(names) <= set(self.ended):
                 await anyio.sleep(0.001)
 
@@ -62,7 +62,7 @@ async def calls():
 
 
 async def arrived(held):
-    with anyio.fail_after(5):
+    with anyio.fail_after(60):
         while not held.entered.is_set():
             await anyio.sleep(0.001)
 
@@ -87,7 +87,7 @@ async def test_a_lone_writer_waits_for_nobody(threaded, open_keyspace):
     async with open_keyspace(threaded) as keyspace:
         for number in range(5):
             before = threaded.written
-            with anyio.fail_after(5):
+            with anyio.fail_after(60):
                 await keyspace.put(f"k.{number}", b"v")
             assert threaded.written == before + 1
 
@@ -381,7 +381,7 @@ async def test_closing_does_not_wait_for_ever(threaded, open_keyspace, calls, ca
         with threaded.hold() as held:
             await calls.start("busy", keyspace.put, "busy", b"v")
             await arrived(held)
-            with anyio.fail_after(5), caplog.at_level(logging.ERROR):
+            with anyio.fail_after(60), caplog.at_level(logging.ERROR):
                 await keyspace.aclose()
             assert "has not come back" in caplog.text
             held.let_go.set()

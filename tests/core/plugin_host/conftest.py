@@ -134,7 +134,12 @@ def serving(tmp_path):
 
     @asynccontextmanager
     async def start(sections=None, *, insecure=False, authenticated=False, **settings):
-        limits = {"setup_deadline": 5.0, "drain_deadline": 2.0, "close_deadline": 2.0, **settings}
+        limits = {
+            "setup_deadline": 30.0,
+            "drain_deadline": 30.0,
+            "close_deadline": 30.0,
+            **settings,
+        }
         dispatcher = Dispatcher(settings=BusSettings(), auth=None)
         host = PluginHost(
             settings=PluginSettings(**limits),

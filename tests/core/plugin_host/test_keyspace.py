@@ -70,7 +70,7 @@ GATED = WATCHES.format(kind="async def", wait="await GATE.wait()", gate="")
 
 
 async def eventually(seen, wanted):
-    with anyio.fail_after(10):
+    with anyio.fail_after(60):
         while list(seen) != wanted:
             await anyio.sleep(0.002)
 

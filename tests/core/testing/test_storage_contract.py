@@ -181,6 +181,7 @@ def test_passes_what_keeps_the_contract(suite, plain_storage, tmp_path):
     assert suite(plain_storage, tmp_path) is None
 
 
+@pytest.mark.one_python
 @pytest.mark.parametrize("mutant", sorted(breaking(object)))
 def test_finds_what_does_not(suite, plain_storage, tmp_path, mutant):
     assert suite(breaking(plain_storage)[mutant], tmp_path) is not None

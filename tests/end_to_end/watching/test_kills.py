@@ -23,7 +23,7 @@ from .subscribers import (
     WebSocket,
 )
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.one_python]
 
 KILLS = 5
 WRITES = 10_000

@@ -11,7 +11,7 @@ import pytest
 
 from .place import until
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.one_python]
 
 WATCHERS = 1000
 WRITES = 10

@@ -75,6 +75,7 @@ async def outcome(doing):
         return refused.code
 
 
+@pytest.mark.one_python
 async def test_what_each_dialect_writes_each_other_reads_and_watches_or_refuses(placed, watching):
     place = placed(MAX_PAYLOAD, keyspace__max_value_bytes=MAX_VALUE)
     place.start()

@@ -15,7 +15,7 @@ from nkv_core.node import Node
 from .place import DEADLINE, NO_AUTHORITIES, until
 from .subscribers import lines
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.one_python]
 
 STARTS = 200
 STREAMS = 8

@@ -214,6 +214,15 @@ class Meshes:
         eventually(equal, deadline, lambda: self.differences(nodes))
         return nodes[0].records()
 
+    def all_kept(self, node):
+        """Wait until a node has all that the others have, and will go on from there."""
+
+        def kept():
+            others = [m for m in node.mesh()["members"] if m["state"] != "self"]
+            return all(m["behind"] == 0 and m["kept"] == m["taken"] for m in others)
+
+        eventually(kept, say=lambda: json.dumps(node.mesh(), indent=1))
+
     def differences(self, nodes):
         found = [node.records() for node in nodes]
         keys = sorted({key for records in found for key in records})

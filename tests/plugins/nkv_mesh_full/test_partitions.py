@@ -80,7 +80,7 @@ def test_a_network_that_loses_much_delays_and_loses_nothing(meshes, cut_off):
     for node in nodes:
         network.lose(node.namespace, 0.1)
     for number in range(30):
-        nodes[number % 3].put(f"k.{number}", str(number).encode(), deadline=60)
+        nodes[number % 3].put(f"k.{number}", str(number).encode())
     records = meshes.all_equal(nodes)
     assert {key: fields[0] for key, fields in records.items()} == {
         f"k.{number}": str(number) for number in range(30)

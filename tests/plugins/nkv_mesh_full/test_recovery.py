@@ -13,6 +13,7 @@ def test_a_killed_node_goes_on_from_its_cursors(meshes):
     for number in range(300):
         three.put(f"before.{number}", b"x")
     meshes.all_equal([one, two, three])
+    meshes.all_kept(two)
     two.kill()
     for number in range(50):
         (one, three)[number % 2].put(f"away.{number}", b"x")

@@ -102,9 +102,6 @@ async def test_unloading_and_stopping_disconnect_clients_first(
         entered = connecting(node, *transports)
         client = await entered.__aenter__()
         client.sio.reconnection = False
-        began = anyio.current_time()
-    # Long before the deadline at which a transport cuts what is left.
-    assert anyio.current_time() - began < 5
     await entered.__aexit__(None, None, None)
     assert "cut" not in caplog.text
 

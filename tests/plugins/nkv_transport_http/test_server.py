@@ -288,10 +288,14 @@ async def test_tls_files_that_are_no_use_are_named(serving, certificate, tmp_pat
 
 # --- stopping -------------------------------------------------------------------------------------
 
+#: A deadline in seconds beyond that of these tests: what is over before does not wait for it.
+NEVER = 10_000.0
 
-async def test_with_nobody_there_it_stops_at_once(serving):
-    async with serving() as node:
-        assert await node.stop() < 0.2
+
+async def test_with_nobody_there_it_waits_for_nothing(serving, monkeypatch):
+    monkeypatch.setattr("nkv_transport_http.server._CROSSING", NEVER)
+    async with serving(deadline=4 * NEVER) as node:
+        await node.stop()
 
 
 async def test_a_request_under_way_finishes(serving):
@@ -335,14 +339,14 @@ async def test_a_request_that_crosses_the_stop_is_answered(serving, monkeypatch)
 
 
 async def test_idle_connections_are_closed_before_the_deadline(serving, certificate):
-    async with serving(deadline=20, **certificate) as node:
+    async with serving(deadline=NEVER, **certificate) as node:
         context = ssl.create_default_context(cafile=certificate["tls_certificate"])
         stream = await anyio.connect_tcp("127.0.0.1", node.port)
         tls = await TLSStream.wrap(stream, hostname="localhost", ssl_context=context)
         async with stream:
             await tls.send(GET)
             await tls.receive()
-            assert await node.stop() < 5  # he neither reads nor closes
+            await node.stop()  # he neither reads nor closes
 
 
 @pytest.mark.parametrize(
@@ -380,16 +384,16 @@ async def test_what_is_left_at_the_deadline_is_cut(serving, leftover, caplog):
             await peer.send(leftover)
             await anyio.wait_all_tasks_blocked()
             with caplog.at_level(logging.CRITICAL, "nkv.plugin"):
-                assert await node.stop() <= 1.5
+                await node.stop()
 
 
 async def test_an_unfinished_handshake_is_not_waited_for(serving, certificate):
-    async with serving(deadline=20, **certificate) as node:
+    async with serving(deadline=NEVER, **certificate) as node:
         peer = await node.connect()
         async with peer.stream:
             await peer.send(b"\x16\x03\x01")
             await anyio.wait_all_tasks_blocked()
-            assert await node.stop() < 5
+            await node.stop()
 
 
 async def test_nothing_is_accepted_after_the_stop_but_waits_for_who_follows(serving):
@@ -416,7 +420,7 @@ async def test_a_server_that_is_cancelled_leaves_nothing_open(serving):
         peer = await node.connect()
         await peer.send(GET.replace(b"/healthcheck", b"/flood"))
         await anyio.wait_all_tasks_blocked()
-        with anyio.fail_after(5):
+        with anyio.fail_after(60):
             await node.life.cancel()
         await peer.rest()
         await peer.stream.aclose()

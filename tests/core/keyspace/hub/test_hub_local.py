@@ -144,7 +144,7 @@ async def test_mirrors_that_come_and_go_under_writing_end_equal_to_the_store(sto
 @pytest.mark.anyio
 async def test_a_watcher_resumes_over_a_restart_without_a_gap(running):
     storage = Kept(MemorySettings())
-    with anyio.fail_after(10):
+    with anyio.fail_after(60):
         async with opened(storage) as keyspace:
             await keyspace.put("a", b"1")
             token = Token.parse(str(keyspace.token))
@@ -157,7 +157,7 @@ async def test_a_watcher_resumes_over_a_restart_without_a_gap(running):
 
 @pytest.mark.anyio
 async def test_a_token_behind_the_bound_of_the_log_tells_a_gap_and_a_snapshot(running):
-    with anyio.fail_after(20):
+    with anyio.fail_after(60):
         async with (
             opened(MemoryStorage(MemorySettings()), log_bytes=2000) as keyspace,
             anyio.create_task_group() as tasks,
@@ -182,7 +182,7 @@ async def test_a_token_behind_the_bound_of_the_log_tells_a_gap_and_a_snapshot(ru
 
 @pytest.mark.anyio
 async def test_what_other_nodes_wrote_and_cleared_is_told(running):
-    with anyio.fail_after(10):
+    with anyio.fail_after(60):
         async with (
             opened(MemoryStorage(MemorySettings())) as keyspace,
             running(keyspace) as hub,
