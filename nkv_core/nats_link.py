@@ -211,10 +211,7 @@ class NatsSession:
 
     async def flush(self) -> None:
         """Return once the server has read all that was published here before."""
-        # The client's ping overtakes what it has not written yet.
-        while self.client.pending_data_size and self.client.is_connected:
-            await self._ping()
-        await self._ping()
+        await self._call(self.client.flush(self.timeout))  # type: ignore[arg-type]  # any number
 
     async def confirm(self) -> None:
         """As `flush`, and nothing of it was refused. Raises `LinkLost` where that is not so."""
@@ -230,9 +227,6 @@ class NatsSession:
         """Have no more messages come to a subscription, and wait until its last were heard."""
         await self._call(subscription.drain())
 
-    async def _ping(self) -> None:
-        await self._call(self.client.flush(self.timeout))  # type: ignore[arg-type]  # any number
-
     async def _call(self, call: Awaitable[Any]) -> Any:
         if self.lost.is_set():
             if hasattr(call, "close"):
@@ -247,11 +241,29 @@ class NatsSession:
         return result
 
 
+def _flush_in_order(client: Any) -> None:
+    """Have the client's `flush` wait for what it was given before.
+
+    The library's own writes its ping at once, before what the client has not written yet. So the
+    draining of a subscription, which flushes too, would end before the server knew of it, and what
+    the server sent meanwhile would be lost.
+    """
+    ping = client.flush
+
+    async def flush(timeout: float = _SILENT) -> None:  # noqa: ASYNC109  # the library's
+        while client.pending_data_size and client.is_connected:
+            await ping(timeout)
+        await ping(timeout)
+
+    client.flush = flush
+
+
 @asynccontextmanager
 async def nats_session(
     client: NatsClient, server: str, settings: NatsServer, name: str
 ) -> AsyncIterator[NatsSession]:
     """Connect a fresh client to one server. Raises `LinkLost` where that does not succeed."""
+    _flush_in_order(client)
     session = NatsSession(client, server, settings.timeout)
 
     async def failed(error: Exception) -> None:

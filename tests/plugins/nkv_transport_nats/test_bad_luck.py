@@ -1,6 +1,9 @@
 """A server that goes and comes, a node that restarts, a plugin that is replaced under traffic."""
 
+import json
+
 import anyio
+import anyio.abc
 import pytest
 
 from nkv_core.events import Connect, Disconnect
@@ -131,6 +134,73 @@ async def test_replaced_under_traffic_it_answers_each_request_once(
         await node.plugins.load(NATS)
         await node.keyspace.put("a", b"behind it all")
         await client.until(lambda: told[-1] == update(b"behind it all"))
+
+
+class Holding:
+    """Stands before a server, and holds back each farewell to a subject until `ask` returns."""
+
+    def __init__(self, server, ask):
+        self._server, self._ask = server, ask
+        self.url = ""
+
+    async def run(self, *, task_status):
+        async with await anyio.create_tcp_listener(local_host="127.0.0.1") as listener:
+            port = listener.extra(anyio.abc.SocketAttribute.local_port)
+            self.url = f"nats://127.0.0.1:{port}"
+            task_status.started()
+            await listener.serve(self._carry)
+
+    async def _carry(self, client):
+        server = await anyio.connect_tcp("127.0.0.1", self._server.port)
+        async with server, client, anyio.create_task_group() as tasks:
+            tasks.start_soon(self._copy, server, client)
+            await self._copy(client, server, hold=True)
+            tasks.cancel_scope.cancel()
+
+    async def _copy(self, source, target, *, hold=False):
+        try:
+            async for data in source:
+                before, farewell, behind = data.partition(b"UNSUB ") if hold else (data, b"", b"")
+                if before:
+                    await target.send(before)
+                if farewell:
+                    await self._ask()
+                    await target.send(farewell + behind)
+        except (anyio.BrokenResourceError, anyio.ClosedResourceError):
+            pass
+
+
+async def test_what_comes_before_its_server_knows_of_its_end_is_answered(
+    serving, nats_server, connecting
+):
+    server, answers = nats_server(), []
+
+    async def ask():
+        # Time for an answer to what was sent before the farewell: it is not the farewell's own.
+        await anyio.sleep(0.05)
+        asked = [client.nats.new_inbox() for _ in range(20)]  # the next generation takes a share
+        for inbox in asked:
+            await client.nats.subscribe(inbox, cb=answered)
+            body = json.dumps({"type": "Get", "id": 1, "key": "a"}).encode()
+            await client.nats.publish("pubsub.get", body, reply=inbox)
+        await client.nats.flush()
+        await anyio.sleep(0.05)
+
+    async def answered(message):
+        answers.append(message.subject)
+
+    async with connecting(server) as client, anyio.create_task_group() as tasks:
+        holding = Holding(server, ask)
+        await tasks.start(holding.run)
+        async with serving(holding) as node:
+            await node.keyspace.put("a", b"0")
+            await node.plugins.replace(NATS)
+            # Each of the four subjects has a farewell of its own.
+            with anyio.fail_after(DEADLINE):
+                while len(answers) < 4 * 20:
+                    await anyio.sleep(0.01)
+        tasks.cancel_scope.cancel()
+    assert len(set(answers)) == len(answers)
 
 
 async def test_a_huge_message_of_rubbish_and_many_small_ones_leave_it_serving(
