@@ -27,6 +27,7 @@ Seconds = Annotated[float, msgspec.Meta(gt=0)]
 _PORT: Final = 4222
 #: Seconds for a connection to close in good order.
 _CLOSING: Final = 1.0
+_FLUSHING: Final = 10.0  #: seconds for a flush, where the library itself asks for one
 _SILENT: Final = 10.0  #: seconds between two pings of a connection; two unanswered end it
 #: What a client can subscribe to literally: levels without spaces and wildcards, none empty.
 _SUBJECT: Final = re.compile(r"[^\s.*>]+(\.[^\s.*>]+)*")
@@ -250,7 +251,7 @@ def _flush_in_order(client: Any) -> None:
     """
     ping = client.flush
 
-    async def flush(timeout: float = _SILENT) -> None:  # noqa: ASYNC109  # the library's
+    async def flush(timeout: float = _FLUSHING) -> None:  # noqa: ASYNC109  # the library's
         while client.pending_data_size and client.is_connected:
             await ping(timeout)
         await ping(timeout)

@@ -36,10 +36,12 @@ def pytest_collection_modifyitems(config, items):
     # Named by the test matrix alone: who runs pytest by hand runs it on one Python anyway.
     if os.environ.get("NKV_ONE_PYTHON", THIS_PYTHON) != THIS_PYTHON:
         unwanted.append("one_python")
-    left = [item for item in items if any(map(item.get_closest_marker, unwanted))]
+    wanted, left = [], []
+    for item in items:
+        (left if any(map(item.get_closest_marker, unwanted)) else wanted).append(item)
     if left:
         config.hook.pytest_deselected(items=left)
-        items[:] = [item for item in items if item not in set(left)]
+        items[:] = wanted
 
 
 class NatsProcess:

@@ -1,6 +1,7 @@
 """Connections: their limits and deadlines, what comes malformed, and how all of it ends."""
 
 import logging
+import math
 import socket
 import ssl
 
@@ -288,13 +289,10 @@ async def test_tls_files_that_are_no_use_are_named(serving, certificate, tmp_pat
 
 # --- stopping -------------------------------------------------------------------------------------
 
-#: A deadline in seconds beyond that of these tests: what is over before does not wait for it.
-NEVER = 10_000.0
-
 
 async def test_with_nobody_there_it_waits_for_nothing(serving, monkeypatch):
-    monkeypatch.setattr("nkv_transport_http.server._CROSSING", NEVER)
-    async with serving(deadline=4 * NEVER) as node:
+    monkeypatch.setattr("nkv_transport_http.server._CROSSING", math.inf)
+    async with serving(deadline=math.inf) as node:
         await node.stop()
 
 
@@ -339,7 +337,7 @@ async def test_a_request_that_crosses_the_stop_is_answered(serving, monkeypatch)
 
 
 async def test_idle_connections_are_closed_before_the_deadline(serving, certificate):
-    async with serving(deadline=NEVER, **certificate) as node:
+    async with serving(deadline=math.inf, **certificate) as node:
         context = ssl.create_default_context(cafile=certificate["tls_certificate"])
         stream = await anyio.connect_tcp("127.0.0.1", node.port)
         tls = await TLSStream.wrap(stream, hostname="localhost", ssl_context=context)
@@ -388,7 +386,7 @@ async def test_what_is_left_at_the_deadline_is_cut(serving, leftover, caplog):
 
 
 async def test_an_unfinished_handshake_is_not_waited_for(serving, certificate):
-    async with serving(deadline=NEVER, **certificate) as node:
+    async with serving(deadline=math.inf, **certificate) as node:
         peer = await node.connect()
         async with peer.stream:
             await peer.send(b"\x16\x03\x01")

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 
 import anyio
 import pytest
@@ -470,7 +471,7 @@ async def test_a_mounted_applications_websocket_works(serving):
 
 
 async def test_endless_answers_of_a_mounted_application_end_at_a_stop(serving):
-    async with serving(deadline=10_000) as node:
+    async with serving(deadline=math.inf) as node:
         node.load(lambda handlers: handlers.mount("/sub", APPLICATION))
         peer, _ = await opened(node, "/sub/endless")
         async with peer.stream:

@@ -184,7 +184,7 @@ async def test_what_comes_before_its_server_knows_of_its_end_is_answered(
             body = json.dumps({"type": "Get", "id": 1, "key": "a"}).encode()
             await client.nats.publish("pubsub.get", body, reply=inbox)
         await client.nats.flush()
-        await anyio.sleep(0.05)
+        await anyio.sleep(0.05)  # for them to come before what the farewell is followed by
 
     async def answered(message):
         answers.append(message.subject)
