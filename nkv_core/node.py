@@ -84,7 +84,7 @@ class Node:
         self._reloading = anyio.Lock()
         self.name: Final = self.settings.node.name or platform.node()
         self.node_id = 0
-        self._addresses: dict[tuple[str, str, int], str] = {}
+        self._listening: dict[tuple[str, str, int], Connect] = {}
         self._ready = False
         self._begun = time.monotonic()
         self._dispatcher: Dispatcher
@@ -105,7 +105,12 @@ class Node:
         return self
 
     async def __aexit__(self, *error: Any) -> bool | None:
-        stopped: bool | None = await self._scope.__aexit__(*error)
+        try:
+            stopped: bool | None = await self._scope.__aexit__(*error)
+        except BaseExceptionGroup as group:
+            if error[1] is None or _only_error(group) is not error[1]:
+                raise
+            return False  # what was raised in the block goes on as it is
         return stopped
 
     async def run(self, started: Callable[["Node"], None] | None = None) -> None:
@@ -232,7 +237,12 @@ class Node:
     @property
     def addresses(self) -> list[str]:
         """Where it listens: `http://127.0.0.1:8080`."""
-        return list(self._addresses.values())
+        return [listener.url for listener in self._listening.values()]
+
+    @property
+    def listeners(self) -> list[Connect]:
+        """The events of the listeners that are open now."""
+        return list(self._listening.values())
 
     async def status(self) -> dict[str, Any]:
         """What `/v1/status` shows."""
@@ -356,10 +366,10 @@ class Node:
         return {"version": VERSION, "name": self.name, "storage": self.storages.name}
 
     def _note_connect(self, event: Connect) -> None:
-        self._addresses[event.transport, event.host, event.port] = event.url
+        self._listening[event.transport, event.host, event.port] = event
 
     def _note_disconnect(self, event: Disconnect) -> None:
-        self._addresses.pop((event.transport, event.host, event.port), None)
+        self._listening.pop((event.transport, event.host, event.port), None)
 
 
 class NodeInThread:

@@ -4,12 +4,15 @@ import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from threading import Event, Lock
-from typing import Final
+from typing import Any, Final
+from weakref import WeakValueDictionary
 
 from nkv_core.contracts.storage import Batch, Storage, Table, Where
 from nkv_core.errors import NkvError, StorageFailed, StorageFull
 
 _HELD_SECONDS: Final = 30.0  # a test that forgets to let go fails instead of hanging
+
+_remembered: Final[WeakValueDictionary[str, "FaultyStorage"]] = WeakValueDictionary()
 
 
 class Held:
@@ -38,6 +41,7 @@ class FaultyStorage:
         self.written = 0  #: writes that were made
         self.failed = 0  #: writes that were made to fail
         self.opened = False
+        self.node: Any = None  #: whose storage it is, of the fixture `faulty_storage`
         self._lock: Final = Lock()
         self._planned: dict[int, NkvError] = {}  # by how many writes come before it
         self._always: NkvError | None = None
@@ -161,3 +165,13 @@ class FaultyStorage:
 
 def _failure() -> StorageFailed:
     return StorageFailed("The storage failed, for a test.")
+
+
+def remember(known_as: str, storage: FaultyStorage) -> None:
+    """Have `remembered` find a storage that a plugin has made, as long as it lives."""
+    _remembered[known_as] = storage
+
+
+def remembered(known_as: str) -> FaultyStorage:
+    """A storage that was made in this process. Raises `KeyError`."""
+    return _remembered[known_as]

@@ -13,8 +13,9 @@ import msgspec
 from anyio.abc import ByteStream
 
 from nkv_core.errors import BadRequest, NkvError
+from nkv_core.tagged import tagged
 
-from .messages import AnyMessage, Message, Refusal
+from .messages import MESSAGES, Message, Refusal
 
 M = TypeVar("M", bound=Message)
 
@@ -28,7 +29,7 @@ _SEND: Final = 30.0
 HANDSHAKE_BYTES: Final = 4096
 
 _encoder: Final = msgspec.msgpack.Encoder()
-_decoder: Final = msgspec.msgpack.Decoder(AnyMessage)
+_decode: Final = tagged(msgspec.msgpack, *MESSAGES)
 
 
 class PeerRefused(NkvError):
@@ -77,7 +78,7 @@ class Channel:
             with anyio.fail_after(_SEND):
                 await self._stream.send(frame)
 
-    async def receive(self) -> AnyMessage:
+    async def receive(self) -> Message:
         """The next message. Raises `BadRequest` where it is none, or not sealed as it should be."""
         header = await self._exactly(_HEADER)
         size = int.from_bytes(header[:_LENGTH], "big")
@@ -87,7 +88,7 @@ class Channel:
         if not hmac.compare_digest(header[_LENGTH:], self._made(1, body)):
             raise BadRequest("The seal of a message is wrong: somebody in between has changed it.")
         try:
-            return _decoder.decode(body)  # type: ignore[no-any-return]
+            return _decode(body)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             raise BadRequest(f"A message cannot be read: {error}.") from None
 

@@ -201,24 +201,25 @@ class Done(Message, frozen=True):
     """There is nothing more."""
 
 
-AnyMessage = (
-    Greeting
-    | Challenge
-    | Proof
-    | Hello
-    | Welcome
-    | Refusal
-    | Start
-    | Batch
-    | Ack
-    | Ping
-    | Pong
-    | Goodbye
-    | Compare
-    | Ask
-    | Digests
-    | Leaves
-    | Entries
-    | Want
-    | Done
+#: All that can follow the length of a frame.
+MESSAGES: Final[tuple[type[Message], ...]] = (
+    Greeting,
+    Challenge,
+    Proof,
+    Hello,
+    Welcome,
+    Refusal,
+    Start,
+    Batch,
+    Ack,
+    Ping,
+    Pong,
+    Goodbye,
+    Compare,
+    Ask,
+    Digests,
+    Leaves,
+    Entries,
+    Want,
+    Done,
 )

@@ -40,6 +40,8 @@ class Command(Request):
             else {}
             if isinstance(message, Unsubscribe)
             else {"key": message.key}
+            if isinstance(message, Get | Put | Delete)
+            else {}
         )
         super().__init__(
             transport=LISTENER,

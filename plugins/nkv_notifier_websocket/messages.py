@@ -14,6 +14,7 @@ from nkv_core.contracts.keyspace import Expect
 from nkv_core.contracts.watch import Changed, Hub, Item, Mode
 from nkv_core.errors import BadRequest, NkvError
 from nkv_core.operations import expectation, expiry
+from nkv_core.tagged import tagged
 
 #: A request's id, and a subscription's name, are the client's choice.
 Id = Annotated[str, Meta(max_length=128)] | int
@@ -26,13 +27,15 @@ _encode: Final = msgspec.json.Encoder().encode
 # --- requests -------------------------------------------------------------------------------------
 
 
-class _Message(
+class Message(
     msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, tag_field="op"
 ):
+    """The base of all requests."""
+
     id: Id | None = None
 
 
-class Subscribe(_Message, frozen=True, tag="subscribe"):
+class Subscribe(Message, frozen=True, tag="subscribe"):
     """Watch: the same choices as `/v1/watch` has."""
 
     subscription: Id
@@ -42,19 +45,19 @@ class Subscribe(_Message, frozen=True, tag="subscribe"):
     snapshot: bool = False
 
 
-class Unsubscribe(_Message, frozen=True, tag="unsubscribe"):
+class Unsubscribe(Message, frozen=True, tag="unsubscribe"):
     """Watch no more."""
 
     subscription: Id
 
 
-class Get(_Message, frozen=True, tag="get"):
+class Get(Message, frozen=True, tag="get"):
     """Read a record."""
 
     key: str
 
 
-class _Write(_Message, frozen=True):
+class _Write(Message, frozen=True):
     key: str
     if_version: str | None = None
     if_absent: bool = False
@@ -82,9 +85,7 @@ class Delete(_Write, frozen=True, tag="delete"):
     """Delete a record."""
 
 
-Message = Subscribe | Unsubscribe | Get | Put | Delete
-
-_messages: Final[msgspec.json.Decoder[Message]] = msgspec.json.Decoder(Message)
+_decode: Final = tagged(msgspec.json, Subscribe, Unsubscribe, Get, Put, Delete)
 
 
 class _Identified(msgspec.Struct, frozen=True):
@@ -99,7 +100,7 @@ def parse(text: str | bytes) -> Message:
     if isinstance(text, bytes):
         raise BadRequest("A request is a JSON object in a text message.")
     try:
-        return _messages.decode(text)
+        return _decode(text)
     except (msgspec.MsgspecError, UnicodeError) as error:
         raise BadRequest(f"The request cannot be read: {error}.") from None
     except RecursionError:

@@ -58,6 +58,7 @@ class Connection:
         self._reading = CancelScope()
         self._lock = anyio.Lock(fast_acquire=True)
         self._outgoing: bytearray | None = None  # what is held back to go out together
+        self.heard = False  #: whether the client has said anything yet
         self._broken = False
         self._calls = 0
         self._calls_ended: anyio.Event | None = None
@@ -142,6 +143,7 @@ class Connection:
                 )
             except EndOfStream:
                 data = b""
+            self.heard = True
             try:
                 await protocol.handle(RawData(data))
             except _GONE:

@@ -27,6 +27,8 @@ from .wire import tls_context, wire
 
 #: How long clients may still send on an open connection, at a stop: what crosses our notice.
 _CROSSING: Final = 0.25
+#: How long one that has connected and said nothing yet may take for it, at a stop: it is about to.
+_NEWCOMERS: Final = 2.0
 #: At one turn of the event loop so many connections are accepted from one socket.
 _AT_ONCE: Final = 64
 
@@ -174,7 +176,12 @@ class Server:
         await self._until_empty(min(_CROSSING, deadline / 4))
         await self._shared.worker.terminated.set()
         for connection in self._connections:
-            connection.end_if_idle()
+            if connection.heard:
+                connection.end_if_idle()
+        if not all(connection.heard for connection in self._connections):
+            await self._until_empty(min(_NEWCOMERS, deadline / 4))
+            for connection in self._connections:
+                connection.end_if_idle()
         # A little before the deadline, so that we are gone when it comes.
         await self._until_empty(began + deadline - min(0.2, deadline / 10) - monotonic())
         if self._connections:

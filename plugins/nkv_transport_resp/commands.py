@@ -1,7 +1,7 @@
 """Commands as handlers of the listener `resp`: what is the same for all of them."""
 
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, Final, cast
 
 from nkv_core.contracts.handlers import Handlers, Request
 from nkv_core.contracts.keyspace import Put, Written
@@ -39,9 +39,7 @@ def _of_kind(spec: Spec) -> Callable[[Request], Any]:
         return _writing(spec)
 
     def handle(request: Request) -> Any:
-        call = request
-        if type(call) is not Call:
-            raise _foreign()
+        call = _call_of(request, spec)
         queued = _admit(call, call.session, spec)
         return spec.run(call, call.words) if queued is None else queued
 
@@ -68,9 +66,22 @@ def _admit(call: Call, session: Session, spec: Spec) -> Any:
     return None
 
 
-def _foreign() -> Stopping:
-    """For a connection of another generation, which is about to be closed."""
-    return Stopping("The plugin that serves this connection is being replaced: connect again.")
+def _call_of(request: Request, spec: Spec) -> Call:
+    """A request as a call. It may come over a connection of the generation before, which is about
+    to be closed: what needs no more of it than to be answered is carried out.
+
+    Raises `Stopping` where it is not.
+    """
+    if type(request) is Call:
+        return request
+    call = cast("Call", request)
+    plain = spec.kind in ("read", "write") or spec.name in _STATELESS
+    if plain and getattr(call, "form", None) == Call.form and not call.session.special:
+        return call
+    raise Stopping("The plugin that serves this connection is being replaced: connect again.")
+
+
+_STATELESS: Final = frozenset(("auth", "client", "echo", "hello", "ping", "quit", "select"))
 
 
 # --- about keys -----------------------------------------------------------------------------------
@@ -80,9 +91,7 @@ def _reading(spec: Spec) -> Callable[[Request], Any]:
     run = spec.run
 
     def handle(request: Request) -> Any:
-        call = request
-        if type(call) is not Call:
-            raise _foreign()
+        call = request if type(request) is Call else _call_of(request, spec)
         session = call.session
         queued = _admit(call, session, spec)
         if queued is not None:
@@ -111,9 +120,7 @@ def _writing(spec: Spec) -> Callable[[Request], Any]:
     run = spec.run
 
     def handle(request: Request) -> Any:
-        call = request
-        if type(call) is not Call:
-            raise _foreign()
+        call = request if type(request) is Call else _call_of(request, spec)
         session = call.session
         queued = _admit(call, session, spec)
         if queued is not None:

@@ -3,7 +3,7 @@
 A handler returns None, bytes, text, a whole number, a list, a dict, or one of the types here.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, Final
 
 from nkv_core.contracts.handlers import Reply
@@ -98,7 +98,17 @@ def encode(outcome: Any, protocol: int) -> bytes:  # noqa: PLR0912  # one branch
         return encode_error(outcome)
     if kind is Reply:
         return encode(outcome.body, protocol)
+    if (own := _OF_ANOTHER_GENERATION.get(kind.__name__)) is not None:
+        return encode(own(outcome), protocol)
     return _all(b"", [str(outcome)], protocol)
+
+
+_OF_ANOTHER_GENERATION: Final[dict[str, Callable[[Any], Any]]] = {
+    "Simple": Simple,
+    "Raw": Raw,
+    "Push": Push,
+    "NullArray": lambda _: NULL_ARRAY,
+}
 
 
 def _all(head: bytes, parts: Iterable[Any], protocol: int) -> bytes:
@@ -115,7 +125,7 @@ _ONE_LINE: Final = {0x0D: " ", 0x0A: " "}
 
 def text_of(error: NkvError) -> str:
     """What an error says."""
-    if isinstance(error, Refusal):
+    if error.code == Refusal.code:  # perhaps of another generation
         return error.detail
     if isinstance(error, Unauthenticated):
         return NO_AUTH

@@ -22,6 +22,12 @@ from .tracking import Tracker
 
 #: Of connections that wait to be accepted.
 _QUEUE: Final = 1024
+#: At a stop clients may still send for so many seconds: what crosses our notice of the end.
+_CROSSING: Final = 0.25
+#: Seconds in which a connection that was accepted has surely become a session.
+_ACCEPTING: Final = 0.02
+#: How long one that has connected and said nothing yet may take for it, at a stop: it is about to.
+_NEWCOMERS: Final = 2.0
 #: How often idle clients are looked for, in seconds.
 _LOOK: Final = 5.0
 
@@ -157,9 +163,18 @@ async def _watch(shared: Shared) -> None:
 
 async def _drain(shared: Shared, deadline: float) -> None:
     """Answer what has come, and end all connections; by force a little before the deadline."""
+    began = shared.loop.time()
+    await anyio.sleep(min(_ACCEPTING, deadline / 8))
+    await _emptied(shared, min(_CROSSING, deadline / 4))
+    for session in list(shared.sessions.values()):
+        if session.heard:
+            session.finish()
+    if not all(session.heard for session in shared.sessions.values()):
+        await _emptied(shared, min(_NEWCOMERS, deadline / 4))
     for session in list(shared.sessions.values()):
         session.finish()
-    if await _emptied(shared, deadline - min(0.5, deadline / 4)):
+    left = began + deadline - shared.loop.time()
+    if await _emptied(shared, left - min(0.5, deadline / 4)):
         return
     shared.log.warning("cutting %d connections at the deadline", len(shared.sessions))
     for session in list(shared.sessions.values()):

@@ -45,6 +45,9 @@ class Call(Request):
     """A command on its way through dispatch, and its place in the order of replies."""
 
     __slots__ = ("data", "queued", "session", "words")
+    #: Calls of one form can be carried out by handlers of another generation. To be raised whenever
+    #: handlers need something else of a call or its session, or give other types of outcomes.
+    form = 1
 
     def __init__(self, session: "Session", path: str, words: Command, keyed: bool) -> None:
         # In the place of the base's own, which takes twice as long.
@@ -98,6 +101,7 @@ class Session(asyncio.Protocol):
         self._farewell: bytes | None = None  # to be sent when all is answered, before the end
         self._ending = False
         self.gone = False
+        self.heard = False  #: whether the client has said anything yet
         self.tasks: set[asyncio.Task[None]] = set()
         # What commands see and change:
         self.id: Final = shared.next_id()
@@ -138,6 +142,7 @@ class Session(asyncio.Protocol):
         if self.gone or self._ending:
             return
         self.last = self._loop.time()
+        self.heard = True
         commands, hostile = self._parser.feed(data)
         if hostile is not None:
             self._farewell = f"-ERR {hostile}\r\n".encode()

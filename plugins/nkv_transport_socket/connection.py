@@ -80,6 +80,7 @@ class Connection(Sink):
         self._life = CancelScope()
         self._reading = CancelScope()
         self._waiting = False  # for the client to send something
+        self.heard = False  #: whether the client has said anything yet
         self._ending = False
         self._hostile = False
         self._broken = False
@@ -212,9 +213,11 @@ class Connection(Sink):
         while True:
             await wait_readable(self._socket)
             try:
-                return self._socket.recv(_RECEIVE)
+                data = self._socket.recv(_RECEIVE)
             except BlockingIOError:
                 continue
+            self.heard = True
+            return data
 
     async def _serve(self, incoming: Incoming) -> bool:
         """Answer one request; returns whether there may be another."""

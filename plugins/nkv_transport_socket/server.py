@@ -15,6 +15,8 @@ from .connection import Connection, Shared
 
 #: How long clients may still send on an open connection, at a stop: what crosses our end of it.
 _CROSSING: Final = 0.25
+#: How long one that has connected and said nothing yet may take for it, at a stop: it is about to.
+_NEWCOMERS: Final = 2.0
 #: At one turn of the event loop so many connections are accepted from one socket.
 _AT_ONCE: Final = 64
 _EXHAUSTED: Final = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
@@ -127,7 +129,12 @@ class Server:
         began = monotonic()
         await self._until_empty(min(_CROSSING, deadline / 4))
         for connection in list(self._connections):
-            connection.end()
+            if connection.heard:
+                connection.end()
+        if not all(connection.heard for connection in self._connections):
+            await self._until_empty(min(_NEWCOMERS, deadline / 4))
+            for connection in list(self._connections):
+                connection.end()
         # A little before the deadline, so that we are gone when it comes.
         await self._until_empty(began + deadline - min(0.2, deadline / 10) - monotonic())
         if self._connections:

@@ -62,6 +62,8 @@ class Serving:
         self.tasks = tasks
         self.keyspace = FakeKeyspace()
         self.events = []
+        self.others = set(sys.modules)  # of other nodes in this process, perhaps
+        self.finders = list(sys.meta_path)
         for event in (Connect, Disconnect, PluginLoaded, PluginUnloaded, PluginFailed):
             dispatcher.on(event, self.events.append)
 
@@ -91,8 +93,12 @@ class Serving:
             if thread.name.startswith("nkv load"):
                 thread.join(1)
         return {
-            "modules": sorted(name for name in sys.modules if "@" in name),
-            "finders": sum(isinstance(finder, Modules) for finder in sys.meta_path),
+            "modules": sorted(name for name in set(sys.modules) - self.others if "@" in name),
+            "finders": sum(
+                isinstance(finder, Modules)
+                for finder in sys.meta_path
+                if finder not in self.finders
+            ),
             "loggers": sorted(n for n in logging.Logger.manager.loggerDict if "@" in n),
             "lines": sorted(n for n in linecache.cache if str(self.tmp_path) in n),
             "hooks": self.host._services.registry.registered(),
