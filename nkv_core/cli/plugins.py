@@ -7,6 +7,7 @@ from typing import Any, Final
 import click
 
 from nkv_core.cli.admin import as_json, ask, data_dir_option, of_node, values
+from nkv_core.cli.authoring import new
 from nkv_core.cli.output import print_json, print_table
 from nkv_core.specs import absolute_spec
 
@@ -104,6 +105,8 @@ def unload(path: Path, name: str, if_generation: int | None) -> None:
     """Unload the plugin NAME. Requests under way finish first, within a deadline."""
     ask(path, "plugins.unload", {"name": name, "if_generation": if_generation})
 
+
+plugins.add_command(new)
 
 commands: Final[list[click.Command]] = [plugins]
 

@@ -242,6 +242,18 @@ class MeshContract(KeyspaceContract):
 
     # --- ending -----------------------------------------------------------------------------------
 
+    def test_one_that_leaves_has_told_everything_and_is_no_member_any_more(
+        self, start: Start
+    ) -> None:
+        one = start("one")
+        two = start("two", one)
+        for number in range(100):
+            two.put(f"a.{number}", b"1")
+        two.call(self.mesh(two).leave)
+        eventually(lambda: one.get("a.99"), "the last change being told")
+        eventually(lambda: one.seen(PeerDown), "PeerDown")
+        assert [member.state for member in self.members(two)] == ["self"]
+
     def test_reads_and_writes_go_on_when_it_is_unloaded(self, start: Start) -> None:
         one = start("one")
         two = start("two", one)

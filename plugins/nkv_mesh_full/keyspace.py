@@ -4,34 +4,29 @@ Reads, writes, conditions and watching are those of the node's own keyspace. Wha
 how far a write has come when its caller is answered.
 """
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Sequence
 from time import monotonic
 from typing import Any, Final, TypeVar, cast
 
 import msgspec
 
+from nkv_core.around import Around
 from nkv_core.contracts.keyspace import (
     DEFAULT_OPTIONS,
     Acknowledged,
     Capabilities,
-    ChangePage,
     Check,
     Expect,
-    Foreign,
     Operation,
     Options,
-    Page,
     Prompt,
-    Replicable,
-    Tail,
     Transaction,
     View,
     Written,
 )
 from nkv_core.errors import NotAcknowledged
-from nkv_core.keys import EVERYTHING, Pattern
 from nkv_core.prompt import prompt_of
-from nkv_core.records import Record, Token
+from nkv_core.records import Record
 
 from .core import Core
 from .settings import FullSettings
@@ -39,18 +34,17 @@ from .settings import FullSettings
 T = TypeVar("T")
 
 
-class MeshKeyspace:
+class MeshKeyspace(Around):
     """Implements `contracts.keyspace.Keyspace` and `Prompt`."""
 
-    _within: Replicable  # set before anybody can ask
-    _prompt: Prompt
+    _prompt: Prompt  # set before anybody can ask
 
     def __init__(self, settings: FullSettings) -> None:
         self._settings: Final = settings
         self._core: Core | None = None
 
     def _begin(self, core: Core) -> None:
-        self._core, self._within = core, core.keyspace
+        self._core, self.within = core, core.keyspace
         self._prompt = prompt_of(core.keyspace)
 
     # --- what it is ---------------------------------------------------------------------------
@@ -58,48 +52,7 @@ class MeshKeyspace:
     @property
     def capabilities(self) -> Capabilities:
         """As the keyspace within, but that conditions hold on this node alone."""
-        return msgspec.structs.replace(self._within.capabilities, compare_and_set="local")
-
-    @property
-    def history(self) -> str:
-        """The id of the history that its revisions belong to."""
-        return self._within.history
-
-    @property
-    def token(self) -> Token:
-        """The place behind the last committed change."""
-        return self._within.token
-
-    # --- reading ------------------------------------------------------------------------------
-
-    async def get(self, key: str, options: Options = DEFAULT_OPTIONS) -> Record | None:
-        """The record of a key, or None."""
-        return await self._within.get(key, options)
-
-    async def scan(
-        self,
-        pattern: Pattern = EVERYTHING,
-        *,
-        after: str | None = None,
-        limit: int = 1000,
-        options: Options = DEFAULT_OPTIONS,
-    ) -> Page:
-        """Records that match, in key order, beginning behind the key `after`."""
-        return await self._within.scan(pattern, after=after, limit=limit, options=options)
-
-    async def count(self) -> int:
-        """How many records there are."""
-        return await self._within.count()
-
-    async def changes(
-        self, since: Token, pattern: Pattern = EVERYTHING, *, limit: int = 1000
-    ) -> ChangePage:
-        """Changes behind `since`, read from the log."""
-        return await self._within.changes(since, pattern, limit=limit)
-
-    def tail(self, listener: Tail) -> Callable[[], None]:
-        """Have `listener` called with every commit from now on; returns what ends that."""
-        return self._within.tail(listener)
+        return msgspec.structs.replace(self.within.capabilities, compare_and_set="local")
 
     # --- writing ------------------------------------------------------------------------------
 
@@ -115,7 +68,7 @@ class MeshKeyspace:
     ) -> Written:
         """Set a value."""
         until = self._until(options)
-        written = await self._within.put(
+        written = await self.within.put(
             key, value, expires=expires, expect=expect, cause=cause, options=options
         )
         return await self._acknowledged(written, options, until)
@@ -130,7 +83,7 @@ class MeshKeyspace:
     ) -> Written:
         """Delete a record."""
         until = self._until(options)
-        written = await self._within.delete(key, expect=expect, cause=cause, options=options)
+        written = await self.within.delete(key, expect=expect, cause=cause, options=options)
         return await self._acknowledged(written, options, until)
 
     async def touch(
@@ -144,9 +97,7 @@ class MeshKeyspace:
     ) -> Written:
         """Change a record's expiry."""
         until = self._until(options)
-        written = await self._within.touch(
-            key, expires, expect=expect, cause=cause, options=options
-        )
+        written = await self.within.touch(key, expires, expect=expect, cause=cause, options=options)
         return await self._acknowledged(written, options, until)
 
     async def clear(
@@ -154,7 +105,7 @@ class MeshKeyspace:
     ) -> Written:
         """Delete every record whose key begins with `prefix`, as one change."""
         until = self._until(options)
-        written = await self._within.clear(prefix, cause=cause, options=options)
+        written = await self.within.clear(prefix, cause=cause, options=options)
         return await self._acknowledged(written, options, until)
 
     async def batch(
@@ -165,16 +116,12 @@ class MeshKeyspace:
     ) -> list[Written]:
         """Carry out all operations if every condition holds; other nodes see them one by one."""
         until = self._until(options)
-        results = await self._within.batch(operations, checks, options)
+        results = await self.within.batch(operations, checks, options)
         last = max((one.revision or 0 for one in results), default=0)
         found = await self._await_nodes(last, options, until) if last else None
         if found is None:
             return results
         return [msgspec.structs.replace(one, acknowledged=found) for one in results]
-
-    async def apply_foreign(self, records: Sequence[Foreign]) -> int:
-        """Take records of other nodes, as the keyspace within does."""
-        return await self._within.apply_foreign(records)
 
     # --- without waiting ----------------------------------------------------------------------
 
