@@ -43,6 +43,7 @@ from nkv_core.plugin_host.exchange import Changes as PluginChanges
 from nkv_core.plugin_host.folder import FolderWatch, folder_of, specs_in
 from nkv_core.records import Change
 from nkv_core.reload import Plan, in_force, plan
+from nkv_core.specs import absolute_spec
 from nkv_core.storages import Storages
 
 VERSION: Final = version("nkv-core")
@@ -187,7 +188,7 @@ class Node:
         folder = folder_of(settings.directory, data.path)
         loaded = {info.spec for info in self.plugins.plugins()}
         for spec in dict.fromkeys((*settings.load, *self._joined_meshes())):
-            if spec not in loaded:
+            if absolute_spec(spec) not in loaded:
                 await self.plugins.load(spec)
         if not settings.watch:
             for spec in specs_in(folder):

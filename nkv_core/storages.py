@@ -28,6 +28,7 @@ from nkv_core.keyspace import LocalKeyspace
 from nkv_core.keyspace.migration import Entry, Journal, Migration, Place
 from nkv_core.keyspace.migration.journal import FORMAT
 from nkv_core.plugin_host import PluginHost
+from nkv_core.specs import absolute_spec
 
 log: Final = logging.getLogger("nkv.node")
 
@@ -134,7 +135,7 @@ class Storages:
             pass
         specs = dict.fromkeys((*filter(None, [place.plugin]), *self._settings.plugins.load))
         for spec in specs:
-            if spec in loaded.values():
+            if absolute_spec(spec) in loaded.values():
                 continue
             await host.load(spec)
             try:

@@ -82,10 +82,10 @@ class Audit:
             self._write(attempt)
 
     def by_node(
-        self, origin: Origin, verb: str, *, spec: str | None = None
+        self, origin: Origin, verb: str, *, plugin: str | None = None, spec: str | None = None
     ) -> AbstractContextManager[Attempt]:
         """As `attempt`, of the node's own process."""
-        return self.attempt(origin, os.geteuid(), os.getpid(), verb, spec=spec)
+        return self.attempt(origin, os.geteuid(), os.getpid(), verb, plugin=plugin, spec=spec)
 
     def refused(self, origin: Origin, uid: int, pid: int, error: NkvError) -> None:
         """Record an attempt that was refused before anybody looked at what it wants."""

@@ -127,7 +127,7 @@ class FolderWatch:
                 await self._try(spec, info)
             elif Path(spec).parent == self._folder:
                 self._tried.pop(spec, None)
-                await self._attempt("unload", spec, self._host.unload, info.name)
+                await self._attempt("unload", spec, self._host.unload, info.name, info.name)
 
     async def _try(self, spec: str, info: PluginInfo | None) -> None:
         try:
@@ -144,14 +144,18 @@ class FolderWatch:
         if info is None:
             await self._attempt("load", spec, self._host.load, spec)
         else:
-            await self._attempt("replace", spec, self._host.replace, info.name)
+            await self._attempt("replace", spec, self._host.replace, info.name, info.name)
 
     def _read(self, spec: str) -> Any:
         return read_source(discovery.find(spec), self._host.folders)
 
-    async def _attempt(self, verb: str, spec: str, change: Any, argument: str) -> None:
+    async def _attempt(
+        self, verb: str, spec: str, change: Any, argument: str, plugin: str | None = None
+    ) -> None:
         try:
-            with self._audit.by_node("folder", f"plugins.{verb}", spec=spec) as attempt:
+            with self._audit.by_node(
+                "folder", f"plugins.{verb}", plugin=plugin, spec=spec
+            ) as attempt:
                 await change(argument, attempt=attempt)
         except NkvError as error:
             log.error("%s was not %sed: %s", spec, verb.removesuffix("e"), error)

@@ -298,7 +298,7 @@ async def test_more_connections_wait_for_their_turn(path, monkeypatch):
 
 
 @pytest.mark.anyio
-async def test_another_user_is_refused(monkeypatch, caplog):
+async def test_wrong_uid_denied(monkeypatch, caplog):
     if os.geteuid() != 0:
         pytest.skip("only root can become somebody else")
     with tempfile.TemporaryDirectory() as name:

@@ -69,9 +69,7 @@ def asking(request):
         thread.stop()
 
 
-def test_a_handler_is_loaded_replaced_and_unloaded_and_no_other_request_fails(
-    serve, asking, tmp_path
-):
+def test_app_swap_zero_errors(serve, asking, tmp_path):
     node = serve(*MANY_CHANGES)
     threads = [asking(node.url, kept=True), asking(node.url, kept=False)]
     plugin = tmp_path / "hello.py"
@@ -94,7 +92,7 @@ def test_a_handler_is_loaded_replaced_and_unloaded_and_no_other_request_fails(
         assert thread.failed == []
 
 
-def test_a_failed_load_is_explained_and_changes_nothing(serve, tmp_path):
+def test_failed_load_changes_nothing(serve, tmp_path):
     node = serve(*MANY_CHANGES)
     plugin = tmp_path / "hello.py"
     plugin.write_text(HELLO.format(answer="one"))
@@ -114,7 +112,7 @@ def test_a_failed_load_is_explained_and_changes_nothing(serve, tmp_path):
         assert client.get("/hello").json() == {"hello": "one"}
 
 
-def test_the_whole_http_transport_is_replaced_under_clients_that_never_retry(serve, asking):
+def test_rebind_zero_errors(serve, asking):
     node = serve(*MANY_CHANGES)
     new = asking(node.url, kept=False)
     for _ in range(5):
@@ -128,7 +126,7 @@ def test_the_whole_http_transport_is_replaced_under_clients_that_never_retry(ser
     assert new.failed == []
 
 
-def test_the_storage_in_charge_cannot_be_unloaded(serve):
+def test_storage_unload_refused_when_authoritative(serve):
     node = serve(*MANY_CHANGES)
     refused = node.nkv("plugins", "unload", "nkv_storage_diskcache", check=False)
     assert refused.returncode == 1

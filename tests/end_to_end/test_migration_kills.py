@@ -82,7 +82,7 @@ def fill(node):
 
 
 @pytest.mark.parametrize("moment", MOMENTS)
-def test_a_node_that_is_killed(serve, moment):
+def test_kill9_each_phase(serve, moment):
     node = serve("--plugin", str(EXAMPLE), "--plugin", str(KILL_AT), env={"KILL_AT": moment})
     fill(node)
     writers = Writers(node.url)

@@ -24,7 +24,7 @@ async def step_further(oracle, steps=300):
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-async def test_clients_notice_nothing(tmp_path, seed):
+async def test_migration_oracle(tmp_path, seed):
     flags = {"node.data_dir": str(tmp_path / "data"), "transport.http.port": 0}
     first = {**flags, "storage.name": "memory", "plugins.load": [str(EXAMPLE)]}
     async with Node(load_settings(flags=first)) as node:

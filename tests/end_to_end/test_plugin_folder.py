@@ -35,8 +35,9 @@ def answer(node, name):
 
 
 def audited(node):
-    records = map(json.loads, (node.data_dir / "audit.jsonl").read_text().splitlines())
-    return [(each["verb"], each["origin"], each["outcome"]) for each in records]
+    records = list(map(json.loads, (node.data_dir / "audit.jsonl").read_text().splitlines()))
+    assert {each["origin"] for each in records} == {"folder"}
+    return [(each["verb"], each["plugin"], each["outcome"]) for each in records]
 
 
 def until(condition, node):
@@ -106,12 +107,12 @@ def test_with_dev_a_save_changes_the_next_answer_and_a_mistake_changes_nothing(s
     until(lambda: answer(node, "new") == 404, node)
     until(lambda: len(audited(node)) == 6, node)  # it is recorded once it is closed
     assert audited(node) == [
-        ("plugins.load", "folder", "done"),
-        ("plugins.replace", "folder", "done"),
-        ("plugins.replace", "folder", "plugin_invalid"),
-        ("plugins.replace", "folder", "done"),
-        ("plugins.load", "folder", "done"),
-        ("plugins.unload", "folder", "done"),
+        ("plugins.load", "one", "done"),
+        ("plugins.replace", "one", "done"),
+        ("plugins.replace", "one", "plugin_invalid"),
+        ("plugins.replace", "one", "done"),
+        ("plugins.load", "new", "done"),
+        ("plugins.unload", "new", "done"),
     ]
 
 

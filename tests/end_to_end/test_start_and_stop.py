@@ -1,11 +1,15 @@
 """A node that cannot start says why and touches nothing; one that is told to stop does."""
 
+import json
+import shutil
 import socket
 import ssl
 import threading
+from pathlib import Path
 
 import pytest
 
+EXAMPLE = Path(__file__).parents[2] / "docs/examples/nkv-example/src/nkv_example"
 NO_PATIENCE = 20  # seconds: the deadline for stopping is 10
 
 
@@ -239,3 +243,13 @@ def test_serving_needs_no_home_and_no_terminal(serve):
     node = serve(env={"HOME": "/nonexistent", "TERM": "dumb"})
     assert node.stop() == 0
     assert (node.data_dir / "nkv.json").exists()
+
+
+def test_a_plugin_given_by_a_relative_path_that_has_the_storage_is_loaded_once(serve, tmp_path):
+    shutil.copytree(EXAMPLE, tmp_path / "nkv_example")  # where the node is started
+    (tmp_path / "nkv.toml").write_text(
+        '[plugins]\nload = ["./nkv_example"]\n[storage]\nname = "sqlite"\n'
+    )
+    node = serve("--config", str(tmp_path / "nkv.toml"))
+    listed = json.loads(node.nkv("plugins", "list", "--json").stdout)
+    assert [each["generation"] for each in listed if each["name"] == "nkv_example"] == [1]

@@ -430,7 +430,7 @@ async def test_what_goes_is_gone_whatever_the_collector_has_set_aside(serving, w
         assert not it.host.plugins()
 
 
-async def test_what_leaks_is_named(serving, write, set_aside):
+async def test_leaker_is_named(serving, write, set_aside):
     kept = type(sys)("kept_by_tests")
     kept.things = []
     sys.modules["kept_by_tests"] = kept

@@ -59,7 +59,7 @@ async def test_a_file_is_loaded_replaced_and_unloaded(serving, hello):
         assert it.residue() == before
 
 
-async def test_a_file_rewritten_within_a_second_runs_as_it_is_now(serving, hello):
+async def test_same_second_rewrite_runs_new_code(serving, hello):
     async with serving() as it:
         path = hello("one")
         stamp = Path(path).stat()
@@ -71,7 +71,7 @@ async def test_a_file_rewritten_within_a_second_runs_as_it_is_now(serving, hello
             assert await it.ask("/hello") == answer
 
 
-async def test_helpers_of_a_package_are_those_of_their_generation(serving, write):
+async def test_helper_is_per_generation(serving, write):
     init = """
         from nkv_core import hookimpl
         from . import helper
@@ -176,7 +176,7 @@ async def test_what_is_held_is_neither_unloaded_nor_replaced(serving, hello):
         await it.host.unload("hello")
 
 
-async def test_listeners_keep_their_places_over_a_replacement(serving, write):
+async def test_order_survives_replace(serving, write):
     heard = []
     sys.modules["heard_by_tests"] = type(sys)("heard_by_tests")
     sys.modules["heard_by_tests"].heard = heard
@@ -204,7 +204,7 @@ async def test_listeners_keep_their_places_over_a_replacement(serving, write):
         del sys.modules["heard_by_tests"]
 
 
-async def test_a_request_under_way_ends_in_the_generation_that_it_began_in(serving, write):
+async def test_inflight_finishes_on_pinned_generation(serving, write):
     source = """
         import anyio
         from nkv_core import hookimpl
@@ -249,7 +249,7 @@ async def test_a_request_under_way_ends_in_the_generation_that_it_began_in(servi
         assert sorted(outcomes) == 5000 * [(1, 1)] + 5000 * [(2, 2)]
 
 
-async def test_no_request_finds_a_route_missing_while_it_is_replaced(serving, hello):
+async def test_route_swap_no_404(serving, hello):
     over, asked = anyio.Event(), []
 
     async def ask():
@@ -399,7 +399,7 @@ async def test_two_replacements_at_once_both_take_their_turn(serving, hello):
         assert await it.ask("/hello") == "two"
 
 
-async def test_replacing_three_hundred_times_grows_nothing(serving, write, settled):
+async def test_old_generation_collected(serving, write, settled):
     source = """
         import logging
         from contextlib import asynccontextmanager

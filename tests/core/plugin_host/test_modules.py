@@ -182,7 +182,7 @@ def test_a_kept_exception_is_named(write, modules):
     assert gone(witnesses)
 
 
-def test_the_registry_is_used_on_its_own_thread_only(write, modules):
+def test_off_loop_mutation_refused(write, modules):
     registry = Registry()
     module = modules(write("any.py", "")).execute()
     errors = []

@@ -154,7 +154,7 @@ async def test_a_replacement_keeps_the_port_and_loses_no_new_connection(serving,
         assert it.seen(Disconnect) == []
 
 
-async def test_queued_connections_survive_their_transport(serving, write):
+async def test_queued_connections_survive(serving, write):
     """The broker's socket keeps the queue: the next generation accepts what the last did not."""
     source = """
         import anyio
@@ -198,7 +198,7 @@ async def test_queued_connections_survive_their_transport(serving, write):
                 assert connection.recv(10) == b"here"
 
 
-async def test_a_unix_socket_is_replaced_in_place(serving, echo, tmp_path):
+async def test_unix_path_survives_old_close(serving, echo, tmp_path):
     path = str(tmp_path / "echo.sock")
     async with serving({SECTION: {"path": path}}) as it:
         await it.host.load(echo(1))

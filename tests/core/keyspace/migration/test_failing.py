@@ -53,7 +53,7 @@ def held_copy(target, copy):
     return copy_all
 
 
-async def test_a_barrier_that_cannot_hold_is_taken_away(
+async def test_barrier_timeout_keeps_old(
     kept_storage, running_keyspace, start_migration, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(migration, "BARRIER", 0.02)

@@ -54,7 +54,9 @@ async def test_from_storage_to_storage(
             assert oracle.refused == 0
 
 
-async def test_there_and_back_again(kept_storage, running_keyspace, start_migration, seed):
+async def test_rollback_in_bake_keeps_new_writes(
+    kept_storage, running_keyspace, start_migration, seed
+):
     source = kept_storage()
     async with running_keyspace(source) as keyspace:
         oracle = Oracle(keyspace, seed)
