@@ -7,7 +7,7 @@ from typing import Any, Final
 import click
 
 from nkv_core.cli.admin import as_json, ask, data_dir_option, of_node, values
-from nkv_core.cli.authoring import new
+from nkv_core.cli.authoring import check, new
 from nkv_core.cli.output import print_json, print_table
 from nkv_core.specs import absolute_spec
 
@@ -107,6 +107,7 @@ def unload(path: Path, name: str, if_generation: int | None) -> None:
 
 
 plugins.add_command(new)
+plugins.add_command(check)
 
 commands: Final[list[click.Command]] = [plugins]
 

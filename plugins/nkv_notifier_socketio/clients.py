@@ -155,7 +155,10 @@ class Clients:
         return outbox
 
     def _start(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> asyncio.Task[Any]:
-        task: asyncio.Task[Any] = asyncio.ensure_future(function(*args, **kwargs))
+        # The library starts tasks by this, outside of any; they are cancelled in the end.
+        task: asyncio.Task[Any] = asyncio.ensure_future(  # nkv: allow unowned_task
+            function(*args, **kwargs)
+        )
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task

@@ -87,7 +87,8 @@ class AsyncioTasks:
         self, function: Callable[..., Coroutine[Any, Any, Any]], *arguments: Any
     ) -> None:
         """Start a task."""
-        task = asyncio.get_running_loop().create_task(function(*arguments))
+        loop = asyncio.get_running_loop()
+        task = loop.create_task(function(*arguments))  # nkv: allow unowned_task
         self._running.add(task)
         task.add_done_callback(self._left)
 

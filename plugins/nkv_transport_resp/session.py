@@ -247,7 +247,8 @@ class Session(asyncio.Protocol):
         return True
 
     def _begin(self, rest: Coroutine[Any, Any, None]) -> None:
-        task = self._loop.create_task(rest)
+        # It ends with the session, and is begun by what cannot wait.
+        task = self._loop.create_task(rest)  # nkv: allow unowned_task
         self.tasks.add(task)
         task.add_done_callback(self._ended)
 
