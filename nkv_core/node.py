@@ -124,14 +124,17 @@ class Node:
     @classmethod
     @contextmanager
     def in_thread(cls, settings: Settings | None = None) -> Iterator["NodeInThread"]:
-        """Serve in an event loop of its own, in a thread, until the block is left."""
+        """Serve in an event loop of its own, in a thread, until the block is left. Calls that have
+        not ended by then are cancelled.
+        """
         node = cls(settings)
         backend = node.settings.node.backend
-        with (
-            start_blocking_portal(backend, name=f"nkv {node.name}") as portal,
-            portal.wrap_async_context_manager(node),
-        ):
-            yield NodeInThread(node, portal)
+        with start_blocking_portal(backend, name=f"nkv {node.name}") as portal:
+            try:
+                with portal.wrap_async_context_manager(node):
+                    yield NodeInThread(node, portal)
+            finally:
+                portal.call(portal.stop, True)
 
     @asynccontextmanager
     async def _serving(self) -> AsyncIterator[None]:

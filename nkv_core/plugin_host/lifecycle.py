@@ -358,9 +358,10 @@ class Generation:
                 await self._feed.finished.wait()
             if self.serving.any:
                 await self.serving.ended.wait()
-        cut = self.owner.cut()
-        if cut:
-            log.warning("%r was drained no longer: %d requests were cut.", self.owner, cut)
+        if self._patience.cancelled_caught and current_time() >= self._patience.deadline:
+            log.warning("%r was drained no longer than %g s.", self.owner, self.drain_deadline)
+        if cut := self.owner.cut():
+            log.warning("%r: %d requests are cut.", self.owner, cut)
             with anyio.move_on_after(GRACE):
                 await self._idle.wait()
         self._scope.end()

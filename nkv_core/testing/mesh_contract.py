@@ -14,7 +14,6 @@ node of its own on loopback.
 
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -29,7 +28,15 @@ from nkv_core.contracts.watch import Changed
 from nkv_core.events import PeerDown, PeerUp
 from nkv_core.node import Node
 from nkv_core.testing.keyspace_contract import KeyspaceContract
-from nkv_core.testing.nodes import DEADLINE, OTHERS, TestNode, eventually, node_settings, running
+from nkv_core.testing.nodes import (
+    DEADLINE,
+    OTHERS,
+    TestNode,
+    eventually,
+    in_background,
+    node_settings,
+    running,
+)
 
 Start = Callable[..., TestNode]
 
@@ -156,8 +163,7 @@ class MeshContract(KeyspaceContract):
         one = start("one")
         with ExitStack() as life:
             start("two", one, on=life)
-        with ThreadPoolExecutor(1) as pool:
-            assert pool.submit(one.put, "a", b"1").result(DEADLINE)
+        assert in_background(one.put, "a", b"1").result(DEADLINE)
         assert one.get("a") == b"1"
 
     # --- agreement --------------------------------------------------------------------------------
@@ -176,9 +182,12 @@ class MeshContract(KeyspaceContract):
     def test_what_was_written_on_both_at_once_ends_equal(self, start: Start) -> None:
         one = start("one")
         two = start("two", one)
-        with ThreadPoolExecutor(2) as pool:
-            for node, value in ((one, b"1"), (two, b"2")):
-                pool.submit(self._write_many, node, value)
+        writing = [
+            in_background(self._write_many, node, value)
+            for node, value in ((one, b"1"), (two, b"2"))
+        ]
+        for each in writing:
+            each.result(DEADLINE)
         one.put("end", b"")
         assert len(self.equal(one, two)) == 7
 

@@ -1,8 +1,12 @@
 """Nodes for tests: whole ones, on free ports, with what they did noted down."""
 
+import os
+import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from concurrent.futures import Future
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -18,7 +22,9 @@ from nkv_core.node import Node, NodeInThread
 T = TypeVar("T")
 
 #: Seconds after which what a test waits for is taken never to come.
-DEADLINE: Final = 60.0
+DEADLINE: Final = float(os.environ.get("NKV_TEST_DEADLINE", "60"))
+#: Seconds that a call into a node may take besides: draining has a deadline of its own.
+_MORE: Final = 30.0
 #: The plugins of the default set that a node of one plugin's test needs not.
 OTHERS: Final = ("nkv_transport_http", "nkv_notifier_sse", "nkv_notifier_websocket")
 _NOTED: Final = (Connect, Disconnect, PeerUp, PeerDown, Start, Complete, End)
@@ -51,7 +57,6 @@ class TestNode:
 
     def __init__(self, node: NodeInThread) -> None:
         self.inside: Final = node
-        self.call: Final = node.call
         #: All that happened, in order. Outcomes are left out: they would keep in memory what is
         #: unloaded.
         self.events: Final[list[Any]] = []
@@ -64,6 +69,11 @@ class TestNode:
         elif isinstance(event, End):
             event = msgspec.structs.replace(event, outcome=None)
         self.events.append(event)
+
+    def call(self, function: Callable[..., Awaitable[T]], *args: Any, **kwargs: Any) -> T:
+        """As `NodeInThread.call`. Raises `TimeoutError` where that takes too long."""
+        called = partial(self.inside.call, function, *args, **kwargs)
+        return in_background(called).result(DEADLINE + _MORE)
 
     # --- its plugins ------------------------------------------------------------------------------
 
@@ -132,6 +142,20 @@ class TestNode:
     def delete(self, key: str) -> None:
         """Delete a record."""
         self.call(self.inside.keyspace.delete, key)
+
+
+def in_background(function: Callable[..., T], *args: Any) -> "Future[T]":
+    """Call a function in a thread that nobody waits for, should it never end."""
+    outcome: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            outcome.set_result(function(*args))
+        except BaseException as error:  # noqa: BLE001  # whoever asks for the result gets it
+            outcome.set_exception(error)
+
+    threading.Thread(target=run, name="nkv test", daemon=True).start()
+    return outcome
 
 
 def eventually(holds: Callable[[], Any], what: str = "it", deadline: float = DEADLINE) -> Any:

@@ -19,7 +19,7 @@ import contextlib
 import threading
 import time
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -28,7 +28,14 @@ import msgspec
 import pytest
 
 from nkv_core.contracts.keyspace import Delete, Put
-from nkv_core.testing.nodes import DEADLINE, TestNode, eventually, node_settings, running
+from nkv_core.testing.nodes import (
+    DEADLINE,
+    TestNode,
+    eventually,
+    in_background,
+    node_settings,
+    running,
+)
 
 Kind = Literal["put", "delete", "expire", "clear"]
 
@@ -199,11 +206,10 @@ class NotifierContract:
         self.wait_for(told, "a")
         told.stall()
         try:
-            with ThreadPoolExecutor(1) as pool:
-                written = pool.submit(
-                    lambda: [node.put(f"b.{number}", b"x" * 10_000) for number in range(300)]
-                )
-                assert len(written.result(DEADLINE)) == 300
+            written = in_background(
+                lambda: [node.put(f"b.{number}", b"x" * 10_000) for number in range(300)]
+            )
+            assert len(written.result(DEADLINE)) == 300
         finally:
             told.go_on()
 
@@ -233,15 +239,14 @@ class NotifierContract:
                 node.put(key := f"a.{len(written)}", b"1")
                 written.append(key)
 
-        with ThreadPoolExecutor(1) as pool:
-            writing = pool.submit(keep_writing)
-            try:
-                for wanted in (10, 20, 30):
-                    node.replace(self.name)
-                    eventually(partial(self._written, written, wanted, writing), "writes")
-            finally:
-                done.set()
-            writing.result(DEADLINE)
+        writing = in_background(keep_writing)
+        try:
+            for wanted in (10, 20, 30):
+                node.replace(self.name)
+                eventually(partial(self._written, written, wanted, writing), "writes")
+        finally:
+            done.set()
+        writing.result(DEADLINE)
         node.put("end", b"")
         found = dict.fromkeys(one.key for one in self.wait_for(told, "end"))
         assert list(found) == [*written, "end"]

@@ -108,12 +108,12 @@ class StorageLives(StorageSuite):
         with pytest.raises(StorageFailed):
             storage.get("records", b"k")
 
-    def testrefuses_everything_once_closed(self, storage: Storage) -> None:
+    def test_refuses_everything_once_closed(self, storage: Storage) -> None:
         put_all(storage, "records", {b"k": b"v"})
         storage.close()
         refuses_everything(storage)
 
-    def testrefuses_everything_until_opened(
+    def test_refuses_everything_until_opened(
         self, storage_factory: StorageFactory, tmp_path: Path
     ) -> None:
         storage = storage_factory(tmp_path / "storage")

@@ -22,7 +22,7 @@ import contextlib
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -32,7 +32,15 @@ import pytest
 
 from nkv_core.errors import NotFound, PluginError, Rejected, StartError
 from nkv_core.events import Connect, RequestComplete, RequestEnd, RequestStart
-from nkv_core.testing.nodes import DEADLINE, OTHERS, TestNode, eventually, node_settings, running
+from nkv_core.testing.nodes import (
+    DEADLINE,
+    OTHERS,
+    TestNode,
+    eventually,
+    in_background,
+    node_settings,
+    running,
+)
 
 _GARBAGE = (b"\x00\xff" * 300, b"\r\n\r\n", b"\xf0\x9f\x94\x91 " * 50, b"x" * 70_000)
 
@@ -179,9 +187,8 @@ class TransportContract:
         usual = self.ask(address)
         gate = Gate(20)
         node.on(RequestStart, gate.wait)
-        with ThreadPoolExecutor(20) as pool:
-            answers = list(pool.map(lambda _: self.ask(address), range(20)))
-        assert answers == [usual] * 20
+        asked = [in_background(self.ask, address) for _ in range(20)]
+        assert [one.result(DEADLINE) for one in asked] == [usual] * 20
 
     # --- clients that do what they should not -----------------------------------------------------
 
@@ -212,17 +219,16 @@ class TransportContract:
             while not done.is_set():
                 answers.append(self.ask(address))
 
-        with ThreadPoolExecutor(2) as pool:
-            asking = [pool.submit(keep_asking) for _ in range(2)]
-            try:
-                for _ in range(5):
-                    wanted = len(answers) + 1
-                    node.replace(self.name)
-                    eventually(partial(self._answered, answers, wanted, asking), "an answer")
-            finally:
-                done.set()
-            for each in asking:
-                each.result(DEADLINE)
+        asking = [in_background(keep_asking) for _ in range(2)]
+        try:
+            for _ in range(5):
+                wanted = len(answers) + 1
+                node.replace(self.name)
+                eventually(partial(self._answered, answers, wanted, asking), "an answer")
+        finally:
+            done.set()
+        for each in asking:
+            each.result(DEADLINE)
         assert set(map(repr, answers)) == {repr(usual)}
         assert [(one.host, one.port) for one in node.addresses(self.listener)][:1] == [
             (address.host, address.port)
@@ -237,14 +243,13 @@ class TransportContract:
         usual = self.ask(address)
         gate = Gate(1)
         node.on(RequestComplete, gate.wait_for_release)
-        with ThreadPoolExecutor(2) as pool:
-            asked = pool.submit(self.ask, address)
-            eventually(lambda: gate.entered or asked.done(), "RequestComplete")
-            going = pool.submit(node.unload, self.name)
-            eventually(lambda: node.states(self.name) != ["active"], "the end of listening")
-            gate.release()
-            assert asked.result(DEADLINE) == usual
-            going.result(DEADLINE)
+        asked = in_background(self.ask, address)
+        eventually(lambda: gate.entered or asked.done(), "RequestComplete")
+        going = in_background(node.unload, self.name)
+        eventually(lambda: node.states(self.name) != ["active"], "the end of listening")
+        gate.release()
+        assert asked.result(DEADLINE) == usual
+        going.result(DEADLINE)
 
     def test_unloading_closes_listeners_and_connections(self, node: TestNode) -> None:
         address = self.address(node)

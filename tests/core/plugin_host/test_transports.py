@@ -275,7 +275,7 @@ async def test_beyond_loopback_needs_tokens_or_insecure(serving, echo):
             assert it.seen(Connect)[0].host == "0.0.0.0"
 
 
-async def test_a_transport_that_does_not_stop_is_ended_at_its_deadline(serving, write):
+async def test_a_transport_that_does_not_stop_is_ended_at_its_deadline(serving, write, caplog):
     source = """
         import anyio
         from nkv_core import hookimpl
@@ -298,6 +298,7 @@ async def test_a_transport_that_does_not_stop_is_ended_at_its_deadline(serving, 
         await it.host.load(write("lasting.py", source))
         await it.host.unload("lasting")
         assert it.residue() == before
+    assert "lasting generation 1> was drained no longer than" in caplog.text
 
 
 async def test_mounts_are_for_transports_that_can_do_it(serving, echo, write):

@@ -2,6 +2,9 @@
 
 # ruff: noqa: F811  # fixtures are imported, and asked for by name
 
+from concurrent.futures import CancelledError
+
+import anyio
 import pytest
 
 from nkv_core.errors import PluginSetupFailed, StorageFailed
@@ -17,7 +20,7 @@ from nkv_core.testing import (  # noqa: F401  # fixtures
     node,
     running,
 )
-from nkv_core.testing.nodes import OTHERS, node_settings
+from nkv_core.testing.nodes import OTHERS, in_background, node_settings
 
 
 def plugin(tmp_path, source):
@@ -100,6 +103,13 @@ def test_an_error_in_the_block_is_raised_as_it_is(tmp_path):
         ) as node,
     ):
         node.load("nkv_transport_resp", {"port": 0})
+
+
+def test_a_call_that_does_not_end_holds_nobody_up(tmp_path):
+    with running(node_settings(tmp_path)) as node:
+        call = in_background(node.inside.call, anyio.sleep_forever)
+        eventually(lambda: node.in_loop(lambda: True))
+    assert isinstance(call.exception(30), CancelledError)
 
 
 def test_what_does_not_happen_is_named():
