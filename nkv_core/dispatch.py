@@ -282,6 +282,8 @@ class Dispatcher:
         """
         routes, ears = self._snapshot
         route = routes.exact.get((request.transport, request.method, request.path))
+        if route is None:
+            route = _found_in(routes, request)
         if (
             route is None
             or route.timeout is not None
@@ -350,6 +352,17 @@ class Dispatcher:
             return route, rest, None  # it still serves what began with it
         # It has been drained, and may be half taken apart: whoever follows it answers.
         return self._admit(request, self._snapshot.routes)
+
+
+def _found_in(routes: Routes, request: Request) -> Route | None:
+    """The route of a path with parameters, which the request is given; None where there is none."""
+    try:
+        route, params, _ = routes.find(request.transport, request.method, request.path)
+    except (NoHandler, MethodNotAllowed):
+        return None
+    if params is not None:
+        request.params = {**request.params, **params} if request.params else params
+    return route
 
 
 def _later(reply: ReplyNow) -> ReplyWith:

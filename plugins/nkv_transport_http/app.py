@@ -100,12 +100,12 @@ class _Call:
         if target[:1] != b"/":
             target = _absolute(target, headers)
         request.path = target.decode("latin-1")  # for the answer, should the path be unreadable
-        request.path = path = _path(target)
+        request.path = path = path_of(target)
         self._app.hosts.check(headers.get("host"), scope["server"][0])
         check_origin(request.method, path, headers, CHANGING)
         if scope["query_string"]:
-            request.params = _params(scope["query_string"])
-        request.credential = _credential(headers)
+            request.params = params(scope["query_string"])
+        request.credential = credential(headers)
         if _has_body(scope, headers):
             self._body_left = True
             request.receive_body = self._body
@@ -207,7 +207,7 @@ def _absolute(target: bytes, headers: dict[str, str]) -> bytes:
     return b"/" + path
 
 
-def _path(target: bytes) -> str:
+def path_of(target: bytes) -> str:
     """The path, decoded. Raises `InvalidKey` below `/v1/kv/` and `BadRequest` elsewhere."""
     try:
         return (unquote_to_bytes(target) if b"%" in target else target).decode()
@@ -217,7 +217,7 @@ def _path(target: bytes) -> str:
         raise BadRequest("The path is not valid UTF-8.") from None
 
 
-def _params(query: bytes) -> Mapping[str, str]:
+def params(query: bytes) -> Mapping[str, str]:
     """The parameters of a query, as HTML forms write them; of several of a name the first."""
     try:
         pairs = parse_qsl(query.decode(), keep_blank_values=True, errors="strict")
@@ -226,7 +226,8 @@ def _params(query: bytes) -> Mapping[str, str]:
     return dict(reversed(pairs)) if pairs else NO_PARAMS
 
 
-def _credential(headers: Mapping[str, str]) -> str | None:
+def credential(headers: Mapping[str, str]) -> str | None:
+    """The token that a request came with."""
     scheme, _, token = headers.get("authorization", "").partition(" ")
     if scheme.lower() == "bearer":
         return token.strip()

@@ -1,14 +1,17 @@
 """The nkvd dialect: operations as paths at the root, with parameters in the query."""
 
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any, Final
 
 import msgspec
 
 from nkv_core.contracts.handlers import Handler, Handlers, Reply, Request, Stream
-from nkv_core.contracts.keyspace import Keyspace, Page
-from nkv_core.errors import Stopping
-from nkv_core.operations import delete, get, text_of
+from nkv_core.contracts.keyspace import Delete, Keyspace, Page, Put, Written
+from nkv_core.errors import NotFound, Stopping
+from nkv_core.loop import Pending
+from nkv_core.operations import text_of
+from nkv_core.prompt import prompt_of
+from nkv_core.records import Record
 
 from .nkvd_errors import (
     CONTENT_TYPE,
@@ -81,7 +84,7 @@ class Nkvd:
     # --- single records ---------------------------------------------------------------------------
 
     @described(query={**_KEY, "v": "The value.", **_ALONE}, answers=_ANSWERS)
-    async def set(self, request: Request) -> Reply:
+    def set(self, request: Request) -> Any:
         """Set the value of a key. It does not expire."""
         key = self._key(request)
         value = request.params.get("v")
@@ -89,26 +92,22 @@ class Nkvd:
             raise MissingValueParam
         if utf16_length(value) >= self._max_value:
             raise ValueTooLong
-        await request.keyspace.put(key, value.encode())
-        return _SUCCESS
+        return _written(request, Put(key, value.encode()), _succeeded)
 
     @described(query=_KEY, answers=_ANSWERS)
-    async def get(self, request: Request) -> Reply:
+    def get(self, request: Request) -> Any:
         """The value of a key, as a JSON string."""
-        record = await get(request.keyspace, self._key(request))
-        return _json(text_of(record))
+        return _read(request, self._key(request), _value)
 
     @described(query={**_KEY, **_ALONE}, answers=_ANSWERS)
-    async def remove(self, request: Request) -> Reply:
+    def remove(self, request: Request) -> Any:
         """Delete a record."""
-        await delete(request.keyspace, self._key(request))
-        return _SUCCESS
+        return _written(request, Delete(self._key(request)), _removed)
 
     @described(query=_KEY, answers=_ANSWERS)
-    async def exists(self, request: Request) -> Reply:
+    def exists(self, request: Request) -> Any:
         """Whether there is a record."""
-        await get(request.keyspace, self._key(request))
-        return _SUCCESS
+        return _read(request, self._key(request), _is_there)
 
     def _key(self, request: Request) -> str:
         key = request.params.get("k")
@@ -190,6 +189,55 @@ class Nkvd:
 def health(_: Request) -> Reply:
     """That the node answers."""
     return _json({"status": "ok"})
+
+
+def _read(request: Request, key: str, reply: Callable[[Record], Reply]) -> Any:
+    """The reply for a record, at once where it is there at once."""
+    found = prompt_of(request.keyspace).get_now(key)
+    if isinstance(found, Record):
+        return reply(found)
+    if found is None:
+        raise NotFound
+    return _read_later(found, reply)
+
+
+async def _read_later(awaited: Awaitable[Record | None], reply: Callable[[Record], Reply]) -> Reply:
+    found = await awaited
+    if found is None:
+        raise NotFound
+    return reply(found)
+
+
+def _written(request: Request, operation: Put | Delete, reply: Callable[[Written], Reply]) -> Any:
+    """The reply for a write, at once where it is made at once."""
+    written = prompt_of(request.keyspace).write_now(operation)
+    if isinstance(written, Written):
+        return reply(written)
+    if isinstance(written, Pending):
+        return written.map(reply)
+    return _written_later(written, reply)
+
+
+async def _written_later(awaited: Awaitable[Written], reply: Callable[[Written], Reply]) -> Reply:
+    return reply(await awaited)
+
+
+def _value(record: Record) -> Reply:
+    return _json(text_of(record))
+
+
+def _is_there(_: Record) -> Reply:
+    return _SUCCESS
+
+
+def _succeeded(_: Written) -> Reply:
+    return _SUCCESS
+
+
+def _removed(written: Written) -> Reply:
+    if written.previous is None:
+        raise NotFound
+    return _SUCCESS
 
 
 def utf16_length(text: str) -> int:

@@ -18,12 +18,14 @@ import anyio
 from anyio import CancelScope, notify_closing, wait_readable
 from anyio.abc import TaskGroup
 
+from nkv_core.contracts.handlers import DispatchNow
 from nkv_core.errors import SettingsError
 
+from .app import App
 from .connection import Connection, Shared
-from .exchange import Application
+from .lane import Lane, Lanes
 from .settings import HttpSettings
-from .wire import tls_context, wire
+from .wire import on_asyncio, tls_context, wire
 
 #: How long clients may still send on an open connection, at a stop: what crosses our notice.
 _CROSSING: Final = 0.25
@@ -56,15 +58,34 @@ _FULL: Final = (
 class Server:
     """Serves one application. It is used once."""
 
-    def __init__(self, app: Application, settings: HttpSettings, log: logging.Logger) -> None:
-        """Raises `SettingsError` where the TLS files cannot be used."""
+    def __init__(
+        self, app: App, settings: HttpSettings, log: logging.Logger, dispatch_now: DispatchNow
+    ) -> None:
+        """Raises `SettingsError` where the TLS files are no use, or `server` is not possible."""
         self._settings = settings
+        self._lanes = self._fast_lanes(app, dispatch_now, log)
         self._log = log
         self._shared = Shared(app, settings, log)
         self._tls = _tls(settings)
-        self._connections: set[Connection] = set()
+        self._connections: set[Connection | Lane] = set()
+        self._tasks: TaskGroup
         self._emptied: anyio.Event | None = None
         self._quiet_until = 0.0
+
+    def _fast_lanes(self, app: App, dispatch_now: DispatchNow, log: logging.Logger) -> Lanes | None:
+        if self._settings.server == "hypercorn":
+            why = "transport.http.server says so"
+        elif self._settings.tls_certificate is not None:
+            why = "it is with TLS"
+        elif not on_asyncio():
+            if self._settings.server == "fast":
+                raise SettingsError("transport.http.server = fast needs node.backend = asyncio.")
+            why = "node.backend is not asyncio"
+        else:
+            log.info("Simple requests are answered by the fast lane, all others by Hypercorn.")
+            return Lanes(app, dispatch_now, log, give_over=self._take_over, left=self._left)
+        log.info("All requests are answered by Hypercorn: %s.", why)
+        return None
 
     @property
     def connections(self) -> int:
@@ -86,7 +107,8 @@ class Server:
         is to end the streams.
         """
         try:
-            async with anyio.create_task_group() as tasks:
+            async with anyio.create_task_group() as self._tasks:
+                tasks = self._tasks
                 try:
                     with CancelScope() as accepting:
                         tasks.start_soon(self._watch)
@@ -98,7 +120,7 @@ class Server:
                             accepting.cancel()
                     await self._drain(stopping, deadline)
                 finally:
-                    for connection in self._connections:
+                    for connection in list(self._connections):
                         connection.cut()
                 tasks.cancel_scope.cancel()
         finally:
@@ -126,10 +148,13 @@ class Server:
 
     def _begin(self, connected: socket.socket, tasks: TaskGroup) -> None:
         try:
-            wired = wire(connected)
             full = len(self._connections) >= self._settings.max_connections
             if full and self._tls is None:
                 connected.send(_FULL)
+            elif not full and self._lanes is not None:
+                self._connections.add(Lane(self._lanes, connected))
+                return
+            wired = wire(connected)
         except OSError:
             connected.close()  # the client has gone already
             return
@@ -147,15 +172,31 @@ class Server:
             self._quiet_until = monotonic() + _QUIET
             self._log.warning("%s", message)
 
+    def _take_over(self, lane: Lane, connected: socket.socket, data: bytes) -> None:
+        """Go on with a connection that brings something that is not simple."""
+        self._connections.discard(lane)
+        try:
+            connection = Connection(self._shared, wire(connected, data))
+        except OSError:
+            connected.close()  # the client has gone already
+            self._left(lane)
+            return
+        connection.heard = True
+        self._connections.add(connection)
+        self._tasks.start_soon(self._run, connection)
+
+    def _left(self, connection: Connection | Lane) -> None:
+        self._connections.discard(connection)
+        if not self._connections and self._emptied is not None:
+            self._emptied.set()
+
     async def _run(self, connection: Connection) -> None:
         try:
             await connection.run(self._tls)
         except Exception:  # noqa: BLE001  # one connection's failure is not the others'
             self._log.exception("a connection failed")
         finally:
-            self._connections.discard(connection)
-            if not self._connections and self._emptied is not None:
-                self._emptied.set()
+            self._left(connection)
 
     async def _watch(self) -> None:
         settings = self._settings
@@ -175,12 +216,12 @@ class Server:
         stopping()
         await self._until_empty(min(_CROSSING, deadline / 4))
         await self._shared.worker.terminated.set()
-        for connection in self._connections:
+        for connection in list(self._connections):
             if connection.heard:
                 connection.end_if_idle()
         if not all(connection.heard for connection in self._connections):
             await self._until_empty(min(_NEWCOMERS, deadline / 4))
-            for connection in self._connections:
+            for connection in list(self._connections):
                 connection.end_if_idle()
         # A little before the deadline, so that we are gone when it comes.
         await self._until_empty(began + deadline - min(0.2, deadline / 10) - monotonic())

@@ -1,6 +1,6 @@
 """The section `transport.http`. Durations are seconds, sizes are bytes."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 
@@ -16,6 +16,7 @@ class HttpSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
 
     host: str = "127.0.0.1"  #: address to listen at
     port: Port = 8080  #: 0 takes a free one
+    server: Literal["auto", "fast", "hypercorn"] = "auto"  #: what serves plain HTTP/1.1
     hosts: tuple[str, ...] = ()  #: names in `Host` that are answered besides those it listens at
     tls_certificate: str | None = None  #: PEM file: the certificate and those that it rests on
     tls_key: str | None = None  #: PEM file: the certificate's key
@@ -39,3 +40,5 @@ class HttpSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
         """Raise `SettingsError` where the TLS files are not both there."""
         if (self.tls_certificate is None) != (self.tls_key is None):
             raise SettingsError("tls_certificate and tls_key belong together: set both or neither.")
+        if self.server == "fast" and self.tls_certificate is not None:
+            raise SettingsError("server = fast is for plain HTTP/1.1: with TLS use auto.")

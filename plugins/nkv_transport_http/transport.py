@@ -40,7 +40,7 @@ class HttpTransport:
         self._port = addresses[0].port
         hosts = Hosts((settings.host, *settings.hosts, *(place.host for place in addresses)))
         app = App(ctx.dispatch, settings, hosts, ctx.log)
-        server = Server(app, settings, ctx.log)
+        server = Server(app, settings, ctx.log, ctx.dispatch_now)
         self._register(ctx, server)
         await server.serve(
             listener.sockets(),

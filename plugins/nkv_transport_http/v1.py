@@ -1,12 +1,14 @@
 """The paths `/v1/kv` and `/v1/batch`: records as resources, and several changes at once."""
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Mapping
+from functools import partial
 from typing import Any, Final
 
 from nkv_core.contracts.handlers import Handlers, Reply, Request
-from nkv_core.contracts.keyspace import Options
+from nkv_core.contracts.keyspace import DEFAULT_OPTIONS, Expect, Options, Put, Written
 from nkv_core.errors import InvalidKey, NotFound, UnsupportedMediaType
 from nkv_core.keys import EVERYTHING, Pattern
+from nkv_core.loop import Pending
 from nkv_core.operations import (
     batch_json,
     condition,
@@ -19,6 +21,7 @@ from nkv_core.operations import (
     parse_batch,
     version_of,
 )
+from nkv_core.prompt import prompt_of
 from nkv_core.records import Record
 from nkv_core.times import format_time, format_timestamp
 
@@ -57,9 +60,19 @@ def register(handlers: Handlers) -> None:
     answers={200: BYTES, 304: None, 404: None},
     answer_headers=_RECORD,
 )
-async def get_record(request: Request) -> Reply:
+def get_record(request: Request) -> Any:
     """Read a value."""
-    record = await request.keyspace.get(request.params["key"])
+    found = prompt_of(request.keyspace).get_now(request.params["key"])
+    if found is None or isinstance(found, Record):
+        return _record(request, found)
+    return _record_later(request, found)
+
+
+async def _record_later(request: Request, found: Awaitable[Record | None]) -> Reply:
+    return _record(request, await found)
+
+
+def _record(request: Request, record: Record | None) -> Reply:
     if record is None:
         raise NotFound
     version = version_of(record, request.keyspace.history)
@@ -84,16 +97,42 @@ async def get_record(request: Request) -> Reply:
     answers={200: None, 201: None, 202: None, 412: None, 413: None},
     answer_headers=_RECORD,
 )
-async def put_record(request: Request) -> Reply:
+def put_record(request: Request) -> Any:
     """Set a value: 201 where there was none before, 200 where there was."""
     params, headers = request.params, request.headers
+    key, value = params["key"], request.body
+    expires = expiry(params.get("ttl"), params.get("expires"))
+    expect = condition(headers.get("if-match"), headers.get("if-none-match"))
+    options = _options(request)
+    if options is not DEFAULT_OPTIONS:
+        return _put_with(request, key, value, expires, expect, options)
+    written = prompt_of(request.keyspace).write_now(Put(key, value, expires, expect))
+    if isinstance(written, Written):
+        return _put(request, written)
+    if isinstance(written, Pending):
+        return written.map(partial(_put, request))
+    return _put_later(request, written)
+
+
+async def _put_with(  # noqa: PLR0917  # as the keyspace has them
+    request: Request,
+    key: str,
+    value: bytes,
+    expires: int | None,
+    expect: Expect,
+    options: Options,
+) -> Reply:
     written = await request.keyspace.put(
-        params["key"],
-        request.body,
-        expires=expiry(params.get("ttl"), params.get("expires")),
-        expect=condition(headers.get("if-match"), headers.get("if-none-match")),
-        options=_options(request),
+        key, value, expires=expires, expect=expect, options=options
     )
+    return _put(request, written)
+
+
+async def _put_later(request: Request, written: Awaitable[Written]) -> Reply:
+    return _put(request, await written)
+
+
+def _put(request: Request, written: Written) -> Reply:
     status = 201 if written.previous is None else 200
     if written.record is None:
         return Reply(status)
@@ -152,6 +191,8 @@ async def change_together(request: Request) -> dict[str, Any]:
 
 
 def _options(request: Request) -> Options:
+    if "acknowledge" not in request.params and "deadline" not in request.params:
+        return DEFAULT_OPTIONS
     return options_of(request.params.get("acknowledge"), request.params.get("deadline"))
 
 

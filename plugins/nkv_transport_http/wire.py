@@ -27,10 +27,13 @@ class Wire(ByteStream):
     slows the client down. A write that fits takes one system call and no turn of the event loop.
     """
 
-    __slots__ = ("_socket", "local", "peer", "progress")
+    __slots__ = ("_first", "_socket", "local", "peer", "progress")
 
-    def __init__(self, connected: socket.socket) -> None:
-        """Take over the socket. Raises `OSError` where the client has gone already."""
+    def __init__(self, connected: socket.socket, first: bytes = b"") -> None:
+        """Take over the socket; `first` was received from it already. Raises `OSError` where the
+        client has gone already.
+        """
+        self._first = first
         connected.setblocking(False)
         connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._socket = connected
@@ -42,6 +45,8 @@ class Wire(ByteStream):
 
     async def receive(self, max_bytes: int = RECEIVE) -> bytes:
         """At least one byte. Raises `EndOfStream`, `BrokenResourceError`."""
+        if self._first:
+            return self._take_first(max_bytes)
         # Waiting first even where bytes may be there: a client that never stops sending shares the
         # event loop with the others.
         await wait_readable(self._socket)
@@ -56,6 +61,10 @@ class Wire(ByteStream):
             if not data:
                 raise EndOfStream
             return data
+
+    def _take_first(self, most: int) -> bytes:
+        data, self._first = self._first[:most], self._first[most:]
+        return data
 
     async def send(self, item: bytes) -> None:
         """Hand everything to the kernel. Raises `BrokenResourceError`."""
@@ -95,8 +104,8 @@ class AsyncioWire(Wire):
 
     __slots__ = ("_loop", "_most", "_waited_for", "_watched")
 
-    def __init__(self, connected: socket.socket) -> None:
-        super().__init__(connected)
+    def __init__(self, connected: socket.socket, first: bytes = b"") -> None:
+        super().__init__(connected, first)
         self._loop = asyncio.get_running_loop()
         self._waited_for: asyncio.Future[bytes] | None = None
         self._watched = False
@@ -106,6 +115,8 @@ class AsyncioWire(Wire):
         """At least one byte. Raises `EndOfStream`, `BrokenResourceError`."""
         if self._waited_for is not None:
             raise BusyResourceError("reading from")
+        if self._first:
+            return self._take_first(max_bytes)
         self._most = max_bytes
         self._waited_for = self._loop.create_future()
         if not self._watched:
@@ -150,9 +161,11 @@ def on_asyncio() -> bool:
     return isinstance(current_token().native_token, asyncio.AbstractEventLoop)
 
 
-def wire(connected: socket.socket) -> Wire:
-    """Take over a connected socket. Raises `OSError` where the client has gone already."""
-    return AsyncioWire(connected) if on_asyncio() else Wire(connected)
+def wire(connected: socket.socket, first: bytes = b"") -> Wire:
+    """Take over a connected socket, from which `first` was received already. Raises `OSError` where
+    the client has gone already.
+    """
+    return AsyncioWire(connected, first) if on_asyncio() else Wire(connected, first)
 
 
 def tls_context(certificate: str, key: str) -> ssl.SSLContext:

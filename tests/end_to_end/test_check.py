@@ -11,6 +11,8 @@ import pytest
 from nkv_core.check import check
 from nkv_core.scaffold import write
 
+pytestmark = pytest.mark.one_python
+
 EXAMPLE = Path(__file__).parents[2] / "docs" / "examples" / "nkv-example"
 
 

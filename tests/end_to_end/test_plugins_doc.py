@@ -11,6 +11,8 @@ import pytest
 import nkv_core.testing
 from nkv_core.check import check
 
+pytestmark = pytest.mark.one_python
+
 DOCS = Path(__file__).parents[2] / "docs" / "plugins"
 NKV = f"{sys.executable} -m nkv_core"
 #: Of the tutorial: what needs an index of packages, and what is done here already.

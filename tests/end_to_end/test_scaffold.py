@@ -9,6 +9,8 @@ import pytest
 
 from nkv_core.scaffold import KINDS
 
+pytestmark = pytest.mark.one_python
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -48,7 +50,6 @@ def test_what_is_written_is_green_at_once(tmp_path, clean_env, kind):
     assert " passed" in run(sys.executable, "-m", "pytest", "-q", cwd=folder)
 
 
-@pytest.mark.one_python
 @pytest.mark.parametrize(
     "kind", ["handlers", *(pytest.param(k, marks=pytest.mark.soak) for k in KINDS[:-1])]
 )

@@ -67,6 +67,7 @@ class Context:
         self.handlers, self.held = handlers, held
         self.log = logging.getLogger("nkv.plugin.nkv_transport_http")
         self.dispatch = node.dispatcher.dispatch
+        self.dispatch_now = node.dispatcher.dispatch_now
 
     async def listen(self, address):
         if not self.held:
@@ -186,13 +187,25 @@ class Lifetime:
         await self.ended.wait()
 
 
+@pytest.fixture(params=["asyncio", "asyncio, hypercorn", "trio"])
+def served_by(request):
+    """Everything is tested on both servers, the fast lane and Hypercorn."""
+    return request.param
+
+
 @pytest.fixture
-def serving():
+def anyio_backend(served_by):
+    return served_by.partition(",")[0]
+
+
+@pytest.fixture
+def serving(served_by):
     """Serves while its block runs; settings are those of `transport.http`."""
 
     @asynccontextmanager
     async def serving(*, auth=None, deadline=5.0, keyspace_settings=None, **settings):
-        settings = nkv_settings()(**{"port": 0, **settings})
+        server = "hypercorn" if "hypercorn" in served_by else "auto"
+        settings = nkv_settings()(**{"port": 0, "server": server, **settings})
         dispatcher = Dispatcher(settings=BusSettings(), auth=auth)
         keyspace = LocalKeyspace(
             MemoryStorage(), keyspace_settings or KeyspaceSettings(), node_id=1

@@ -15,7 +15,7 @@ from nkv_core.errors import (
     NkvError,
     SettingsError,
 )
-from nkv_transport_http.app import _headers, _params, _path
+from nkv_transport_http.app import _headers, params, path_of
 from nkv_transport_http.browsers import Hosts, check_origin
 from nkv_transport_http.replies import answer, raw_headers
 from nkv_transport_http.settings import HttpSettings
@@ -86,16 +86,16 @@ def test_a_foreign_origin_is_refused_for_each_change(origin, method):
 @given(st.binary(max_size=100))
 def test_any_query_is_read_or_refused(query):
     try:
-        params = _params(query)
+        read = params(query)
     except NkvError:
         return
-    assert all(isinstance(part, str) for pair in params.items() for part in pair)
+    assert all(isinstance(part, str) for pair in read.items() for part in pair)
 
 
 @given(st.binary(max_size=100))
 def test_any_path_is_read_or_refused(path):
     with contextlib.suppress(BadRequest):
-        assert isinstance(_path(b"/" + path), str)
+        assert isinstance(path_of(b"/" + path), str)
 
 
 @given(st.lists(st.tuples(st.sampled_from([b"a", b"cookie", b"c"]), st.binary(max_size=5))))

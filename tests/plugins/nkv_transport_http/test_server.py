@@ -53,6 +53,9 @@ async def test_half_a_header_ends_at_its_deadline_however_it_drips(serving, firs
             tasks.cancel_scope.cancel()
 
 
+LOG = logging.getLogger(__name__)
+
+
 async def test_a_bare_http2_preface_ends_at_its_deadline(serving):
     async with serving(keep_alive_timeout=0.2) as node:
         await node.raw(PREFACE)
@@ -284,7 +287,7 @@ async def test_tls_files_that_are_no_use_are_named(serving, certificate, tmp_pat
     other.write_text("nothing")
     for path in (other, tmp_path / "absent.pem"):
         with pytest.raises(SettingsError, match=path.name):
-            Server(None, HttpSettings(**{**certificate, "tls_key": str(path)}), None)
+            Server(None, HttpSettings(**{**certificate, "tls_key": str(path)}), LOG, None)
 
 
 # --- stopping -------------------------------------------------------------------------------------

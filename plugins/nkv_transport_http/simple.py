@@ -1,0 +1,147 @@
+"""Simple requests: those that are recognised at a glance, and the bytes that answer them.
+
+A request is simple if it is whole, is one of those that read or change one record, and has nothing
+about its form that there are two ways to see: one space here and there, header fields that are
+printable and each there once, a body that has a length. Nothing is refused here. What is not simple
+is left to the server, which knows HTTP in full, and so both give the same answers.
+"""
+
+import re
+from time import time
+from typing import Any, Final
+from wsgiref.handlers import format_date_time
+
+from nkv_core.contracts.handlers import Request, Route
+from nkv_core.errors import NkvError
+
+from .app import TRANSPORT, App, credential, params, path_of
+from .browsers import check_origin
+from .nkvd import CHANGING
+from .replies import Answer, answer, error_answer
+
+_END: Final = b"\r\n\r\n"
+_TARGET: Final = re.compile(rb"/[!$%&'()*+,\-./0-9:;=?@A-Z_a-z~]*")
+_FIELD: Final = re.compile(rb"([0-9A-Za-z-]+): ?([!-~](?:[ -~]*[!-~])?)?")
+_RECORDS: Final = b"/v1/kv/"
+_RECORD_METHODS: Final = {b"GET": "GET", b"PUT": "PUT", b"DELETE": "DELETE"}
+_NKVD: Final = frozenset((b"/get", b"/set", b"/is", b"/rm"))
+_NKVD_METHODS: Final = {b"GET": "GET", b"POST": "POST"}
+#: Fields that say how the message, or the connection, goes on.
+_OTHERWISE: Final = frozenset(
+    (
+        "connection",
+        "expect",
+        "http2-settings",
+        "keep-alive",
+        "proxy-connection",
+        "te",
+        "trailer",
+        "transfer-encoding",
+        "upgrade",
+    )
+)
+#: Bytes of the longest body that is taken at a glance.
+_BODY: Final = 64 * 1024
+#: Clients send the same header fields again and again: so many of these blocks are remembered, of
+#: so many bytes at most.
+_REMEMBERED: Final = 512
+_BLOCK: Final = 1024
+
+
+class Simple:
+    """Recognises the simple requests of one application."""
+
+    def __init__(self, app: App) -> None:
+        self._app: Final = app
+        self._most: Final = app.settings.max_header_bytes
+        self._blocks: dict[bytes, tuple[dict[str, str], int] | None] = {}
+        self._second = 0
+        self._date = b""
+
+    def request(self, data: bytes, begin: int, peer: str, local: str) -> tuple[Request, int] | None:
+        """The request that begins there, and where it ends; None where it is not simple, or not
+        whole. `local` is the address of the machine at which it came in.
+        """
+        end = data.find(_END, begin)
+        if end < 0 or end - begin > self._most:
+            return None
+        line_end = data.find(b"\r\n", begin)
+        method_name, _, rest = data[begin:line_end].partition(b" ")
+        target, _, version = rest.partition(b" ")
+        if version != b"HTTP/1.1" or not _TARGET.fullmatch(target):
+            return None
+        raw_path, _, query = target.partition(b"?")
+        if raw_path.startswith(_RECORDS):
+            method = _RECORD_METHODS.get(method_name)
+        else:
+            method = _NKVD_METHODS.get(method_name) if raw_path in _NKVD else None
+        block = data[line_end + 2 : end + 2]
+        head = self._blocks.get(block) or self._read(block)
+        if method is None or head is None:
+            return None
+        headers, length = head
+        end += len(_END)
+        if end + length > len(data) or (length and method == "GET"):
+            return None
+        try:
+            path = path_of(raw_path)
+            self._app.hosts.check(headers.get("host"), local)
+            check_origin(method, path, headers, CHANGING)
+            request = Request(
+                transport=TRANSPORT, method=method, path=path, headers=headers, peer=peer
+            )
+            if query:
+                request.params = params(query)
+        except NkvError:
+            return None  # and refused there
+        request.credential = credential(headers)
+        request.body = data[end : end + length]
+        return request, end + length
+
+    def _read(self, block: bytes) -> tuple[dict[str, str], int] | None:
+        """The header fields of a block, and the length of the body; None where it is not simple."""
+        head = _fields(block)
+        if len(block) <= _BLOCK:
+            if len(self._blocks) >= _REMEMBERED:
+                self._blocks.clear()
+            self._blocks[block] = head
+        return head
+
+    def response(
+        self, request: Request, outcome: Any, error: NkvError | None, route: Route | None
+    ) -> bytes:
+        """The bytes of an answer. Raises `TypeError` or `ValueError` where it cannot be sent."""
+        whole = answer(outcome) if error is None else error_answer(request, error, route)
+        return self.encoded(whole)
+
+    def encoded(self, whole: Answer) -> bytes:
+        """The bytes of a response, as the server would write them."""
+        second = int(time())
+        if second != self._second:
+            self._second = second
+            self._date = b"date: %b\r\n" % format_date_time(second).encode()
+        fields = b"".join([b"%b: %b\r\n" % field for field in whole.headers])
+        closing = b"connection: close\r\n" if self._app.streams.ending else b""
+        return b"HTTP/1.1 %d \r\n%b%b%b\r\n%b" % (
+            whole.status,
+            fields,
+            closing,
+            self._date,
+            whole.body,
+        )
+
+
+def _fields(block: bytes) -> tuple[dict[str, str], int] | None:
+    headers: dict[str, str] = {}
+    for line in block.split(b"\r\n")[:-1]:
+        field = _FIELD.fullmatch(line)
+        if field is None:
+            return None
+        name, value = field[1].decode().lower(), (field[2] or b"").decode()
+        if name in headers or (name in _OTHERWISE and value.lower() != "keep-alive"):
+            return None
+        headers[name] = value
+    length = headers.get("content-length", "0")
+    if "host" not in headers or not (length.isdigit() and len(length) < 6):
+        return None
+    return (headers, int(length)) if int(length) <= _BODY else None
