@@ -22,6 +22,7 @@ BENCHMARKS = (
     "hub",
     "watch",
     "http_get",
+    "fast",
     "resp",
     "mesh",
     "node",

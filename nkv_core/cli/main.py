@@ -29,6 +29,7 @@ MODULES: Final[dict[str, str]] = {
     "reload": "reload",
     "mesh": "mesh",
     "token": "token",
+    "bench": "bench",
 }
 
 

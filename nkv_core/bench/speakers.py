@@ -1,0 +1,140 @@
+"""Speakers: how operations are said in each protocol, and when an answer is whole.
+
+A load generator wants little of a protocol: these say `get` and `set`, and read past the answers.
+"""
+
+import asyncio
+import base64
+from collections.abc import Callable
+from typing import Final, Protocol
+from urllib.parse import quote, urlsplit
+
+from nkv_core.errors import BadRequest, NkvError
+
+#: Bytes of the longest line, or head, of an answer.
+_LIMIT: Final = 4 * 1024 * 1024
+
+
+class Refused(NkvError):
+    """What is measured answered with an error."""
+
+    code = "bench_refused"
+    status = 500
+
+
+class Speaker(Protocol):
+    """One protocol."""
+
+    port: int  #: where it is spoken, unless it is said
+
+    def get(self, key: str) -> bytes:
+        """A request for a value."""
+
+    def set(self, key: str, value: bytes) -> bytes:
+        """A request that sets a value."""
+
+    async def answer(self, reader: asyncio.StreamReader) -> None:
+        """Read past one answer. Raises `Refused`, and `EOFError` where the other side is gone."""
+
+
+class Http:
+    """The paths `/v1/kv` of a node."""
+
+    port = 8080
+
+    def __init__(self, place: str) -> None:
+        self._head = f"HTTP/1.1\r\nHost: {place}\r\n".encode()
+
+    def get(self, key: str) -> bytes:
+        """As `Speaker.get`."""
+        return b"GET /v1/kv/%b %b\r\n" % (quote(key).encode(), self._head)
+
+    def set(self, key: str, value: bytes) -> bytes:
+        """As `Speaker.set`."""
+        head = b"PUT /v1/kv/%b %bContent-Length: %d\r\n\r\n"
+        return head % (quote(key).encode(), self._head, len(value)) + value
+
+    async def answer(self, reader: asyncio.StreamReader) -> None:
+        """As `Speaker.answer`."""
+        head = await reader.readuntil(b"\r\n\r\n")
+        status = head[9:12]
+        if status[:1] != b"2" and status != b"404":
+            line = head.partition(b"\r\n")[0].decode("latin-1")
+            raise Refused(f"The node answers {line}.")
+        at = head.lower().find(b"\r\ncontent-length:")
+        if at >= 0:
+            await reader.readexactly(int(head[at + 17 :].partition(b"\r\n")[0]))
+
+
+class Resp:
+    """Redis' protocol: a node, or redis-server."""
+
+    port = 6379
+
+    def get(self, key: str) -> bytes:
+        """As `Speaker.get`."""
+        return b"*2\r\n$3\r\nGET\r\n$%d\r\n%b\r\n" % (len(key), key.encode())
+
+    def set(self, key: str, value: bytes) -> bytes:
+        """As `Speaker.set`."""
+        return b"*3\r\n$3\r\nSET\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n" % (
+            len(key),
+            key.encode(),
+            len(value),
+            value,
+        )
+
+    async def answer(self, reader: asyncio.StreamReader) -> None:
+        """As `Speaker.answer`."""
+        line = await reader.readuntil(b"\r\n")
+        if line[:1] == b"-":
+            raise Refused(f"The server answers {line[1:].decode(errors='replace').strip()}.")
+        if line[:1] == b"$" and line[1:2] != b"-":
+            await reader.readexactly(int(line[1:]) + 2)
+
+
+class Lines:
+    """The line dialect of the socket transport."""
+
+    port = 4222
+
+    def get(self, key: str) -> bytes:
+        """As `Speaker.get`."""
+        return b"GET 1 bench %b\n" % key.encode()
+
+    def set(self, key: str, value: bytes) -> bytes:
+        """As `Speaker.set`."""
+        return b"PUT 1 bench %b %b\n" % (key.encode(), base64.b64encode(value))
+
+    async def answer(self, reader: asyncio.StreamReader) -> None:
+        """As `Speaker.answer`."""
+        line = await reader.readuntil(b"\n")
+        if line.startswith(b"- "):
+            raise Refused(f"The node answers {line.decode(errors='replace').strip()}.")
+
+
+class Target:
+    """Who is asked: an address and its protocol."""
+
+    def __init__(self, url: str) -> None:
+        """`http://`, `redis://` or `nkv://`, with host and port. Raises `BadRequest`."""
+        parts = urlsplit(url)
+        try:
+            port = parts.port
+        except ValueError:
+            port = -1
+        makes: dict[str, Callable[[], Speaker]] = {
+            "http": lambda: Http(parts.netloc),
+            "redis": Resp,
+            "nkv": Lines,
+        }
+        if parts.scheme not in makes or not parts.hostname or port == -1:
+            raise BadRequest(f"{url!r} is none of http://, redis:// or nkv:// with host and port.")
+        self.url: Final = url
+        self.speaker: Final[Speaker] = makes[parts.scheme]()
+        self.host: Final = parts.hostname
+        self.port: Final = port or self.speaker.port
+
+    async def connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """A connection. Raises `OSError`."""
+        return await asyncio.open_connection(self.host, self.port, limit=_LIMIT)
