@@ -1,7 +1,7 @@
 # Everything that is done with this tree by hand. On a bare machine each target first makes what it
 # needs: an environment in .venv, by any Python from 3.11 on.
 
-.PHONY: help serve mesh test soak bench docs lint clean
+.PHONY: help serve mesh test soak bench docs lint fuzz clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -15,6 +15,7 @@ help:
 	@echo "make bench   measure, and write the figures into docs/performance.md"
 	@echo "make docs    check the documentation against the code"
 	@echo "make lint    format, lint and type checks"
+	@echo "make fuzz    look for inputs that make parsers do something new, and keep them"
 
 serve: $(ENVIRONMENT)
 	exec $(BIN)/nkv serve $(ARGS)
@@ -46,6 +47,9 @@ lint: $(ENVIRONMENT)
 $(ENVIRONMENT): pyproject.toml .ci/environment
 	.ci/environment $(VENV)
 	@touch $@
+
+fuzz: $(ENVIRONMENT)
+	$(BIN)/python -m tests.fuzz.gather
 
 clean:
 	rm -rf $(VENV) .tox dist .pytest_cache .mypy_cache .ruff_cache

@@ -300,7 +300,7 @@ async def own_library(url):
 
 @contextlib.asynccontextmanager
 async def nats_library(port):
-    import nats  # noqa: PLC0415  # there to compare with, and only where its server is
+    import nats  # there to compare with, and only where its server is
 
     told = Told()
     client = await nats.connect(f"nats://127.0.0.1:{port}", connect_timeout=DEADLINE)

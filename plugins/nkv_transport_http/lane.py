@@ -20,6 +20,7 @@ from nkv_core.errors import HandlerFailed, NkvError
 from .app import App
 from .connection import LINGER
 from .simple import Simple
+from .tasks import Tasks
 from .wire import RECEIVE
 
 #: So many requests of a connection are served in a turn of the event loop.
@@ -50,7 +51,7 @@ class Lanes:
         self.left: Final = left
         self.loop: Final = asyncio.get_running_loop()
         self.patience: Final = app.settings.keep_alive_timeout
-        self.tasks: Final[set[asyncio.Task[None]]] = set()
+        self.tasks: Tasks  #: of requests that have to wait; set before there is a lane
 
 
 class Lane:
@@ -208,11 +209,7 @@ class Lane:
             self._read()
 
     def _begin(self, rest: Coroutine[Any, Any, None]) -> None:
-        task = self._shared.loop.create_task(
-            rest
-        )  # nkv: allow unowned_task  # as long as it is here
-        self._shared.tasks.add(task)
-        task.add_done_callback(self._shared.tasks.discard)
+        self._shared.tasks.start_soon(_awaited, rest)
 
     def _replied(self, outcome: Any, error: NkvError | None, route: Route | None) -> None:
         """What dispatch calls with the outcome: at once, or later."""
@@ -304,3 +301,7 @@ class Lane:
         self._let_go()
         self._socket.close()
         self._shared.left(self)
+
+
+async def _awaited(rest: Coroutine[Any, Any, None]) -> None:
+    await rest

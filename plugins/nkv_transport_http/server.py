@@ -25,6 +25,7 @@ from .app import App
 from .connection import Connection, Shared
 from .lane import Lane, Lanes
 from .settings import HttpSettings
+from .tasks import tasks
 from .wire import on_asyncio, tls_context, wire
 
 #: How long clients may still send on an open connection, at a stop: what crosses our notice.
@@ -107,14 +108,15 @@ class Server:
         is to end the streams.
         """
         try:
-            async with anyio.create_task_group() as self._tasks:
-                tasks = self._tasks
+            async with tasks() as requests, anyio.create_task_group() as self._tasks:
+                if self._lanes is not None:
+                    self._lanes.tasks = requests
                 try:
                     with CancelScope() as accepting:
-                        tasks.start_soon(self._watch)
+                        self._tasks.start_soon(self._watch)
                         async with anyio.create_task_group() as acceptors:
                             for listening in sockets:
-                                acceptors.start_soon(self._accept, listening, tasks)
+                                acceptors.start_soon(self._accept, listening, self._tasks)
                             started()
                             await stop.wait()
                             accepting.cancel()
@@ -122,7 +124,8 @@ class Server:
                 finally:
                     for connection in list(self._connections):
                         connection.cut()
-                tasks.cancel_scope.cancel()
+                    requests.cancel()
+                self._tasks.cancel_scope.cancel()
         finally:
             for listening in sockets:
                 notify_closing(listening)
