@@ -23,6 +23,8 @@ BENCHMARKS = (
     "watch",
     "http_get",
     "fast",
+    "crowd",
+    "memory",
     "resp",
     "mesh",
     "node",

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -135,8 +136,33 @@ def _run(settings: Settings, read: Callable[[], Settings]) -> None:
 async def _serve(node: "Node") -> None:
     import anyio  # noqa: PLC0415
 
-    with anyio.CancelScope() as scope, _stopped_by_signals(scope, node):
+    with anyio.CancelScope() as scope, _woken_by_signals(), _stopped_by_signals(scope, node):
         await node.run(started=_say_where)
+
+
+@contextmanager
+def _woken_by_signals() -> Iterator[None]:
+    """Have signals wake the event loop. One that comes just before it begins to wait does not
+    interrupt the waiting, and would be heard of with the next timer. uvloop and trio see to it.
+    """
+    import asyncio  # noqa: PLC0415  # other commands use a part of this module
+
+    reading, writing = socket.socketpair()
+    with reading, writing:
+        reading.setblocking(False)
+        writing.setblocking(False)
+        before = signal.set_wakeup_fd(writing.fileno(), warn_on_full_buffer=False)
+        if before != -1:  # they are awake already
+            signal.set_wakeup_fd(before, warn_on_full_buffer=False)
+            yield
+            return
+        loop = asyncio.get_running_loop()
+        loop.add_reader(reading, reading.recv, 4096)
+        try:
+            yield
+        finally:
+            signal.set_wakeup_fd(-1)
+            loop.remove_reader(reading)
 
 
 @contextmanager

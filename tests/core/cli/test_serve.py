@@ -226,7 +226,7 @@ def test_a_mistake_of_ours_keeps_its_traceback(node, error):
 # --- signals --------------------------------------------------------------------------------------
 
 PROGRAM = """
-import sys, time, anyio
+import signal, sys, time, anyio
 from types import ModuleType
 
 class Node:
@@ -237,6 +237,10 @@ class Node:
         mode = self.settings.node.name
         try:
             started(self)
+            if mode == "woken":
+                fd = signal.set_wakeup_fd(-1)
+                signal.set_wakeup_fd(fd, warn_on_full_buffer=False)
+                print("woken by signals" if fd != -1 else "deaf", flush=True)
             if mode == "blocked":
                 time.sleep(60)
             if mode != "brief":
@@ -288,6 +292,14 @@ def test_a_signal_stops_the_node_in_order(process, number):
     out, err = child.communicate(timeout=20)
     assert out.splitlines() == ["stopping", "stopped", "exit 0"]
     assert (err, child.returncode) == ("", 0)
+
+
+def test_a_signal_just_before_the_event_loop_waits_is_not_slept_through(process):
+    child = process("woken")
+    assert child.stdout.readline() == "woken by signals\n"
+    child.send_signal(signal.SIGTERM)
+    out, _ = child.communicate(timeout=20)
+    assert out.splitlines() == ["stopping", "stopped", "exit 0"]
 
 
 @pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT])
