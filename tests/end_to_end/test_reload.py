@@ -52,7 +52,8 @@ def words(node):
 
 def generations(node):
     listed = json.loads(node.nkv("plugins", "list", "--json").stdout)
-    return {info["name"]: info["generation"] for info in listed if info["name"] in words(node)}
+    serving = [info for info in listed if info["state"] == "active"]  # one that drains is not
+    return {info["name"]: info["generation"] for info in serving if info["name"] in words(node)}
 
 
 def audited(node):
