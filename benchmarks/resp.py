@@ -3,12 +3,14 @@
     python benchmarks/resp.py [ROUNDS]
 
 `get` and `set` with 50 connections, without and with pipelining, in memory; `set` that is on the
-disk before it is answered, with 64 connections; and from a `set` to the notification of it.
+disk before it is answered, with 64 connections; and from a `set` to the notification of it. Servers
+have one core, who asks the other.
 """
 
 import contextlib
 import csv
 import io
+import os
 import shutil
 import socket
 import statistics
@@ -40,10 +42,19 @@ def free_port():
         return probe.getsockname()[1]
 
 
+def on_core(core, command):
+    """The command, kept on one core, where there are several."""
+    if (os.cpu_count() or 1) < 2 or shutil.which("taskset") is None:
+        return command
+    return ["taskset", "-c", str(core), *command]
+
+
 @contextlib.contextmanager
 def serving(command, port):
     """A server that is up while the block runs."""
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+    with subprocess.Popen(
+        on_core(0, command), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as process:
         try:
             end = time.monotonic() + DEADLINE
             while True:
@@ -75,7 +86,7 @@ def redis_server(folder, *options):
 def rates(port, tests, options):
     """Requests a second, by test."""
     out = subprocess.run(
-        ["redis-benchmark", "-p", str(port), "-t", tests, "--csv", *options],
+        on_core(1, ["redis-benchmark", "-p", str(port), "-t", tests, "--csv", *options]),
         capture_output=True,
         text=True,
         timeout=DEADLINE,
@@ -142,6 +153,8 @@ def main():
         if shutil.which(program) is None:
             print(f"{program} is not installed: nothing to compare with")
             return
+    if hasattr(os, "sched_setaffinity") and (os.cpu_count() or 1) > 1:
+        os.sched_setaffinity(0, {1})
     with tempfile.TemporaryDirectory() as folder:
         places = [Path(folder, name) for name in ("node", "redis", "disk", "always")]
         for place in places:

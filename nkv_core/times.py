@@ -6,6 +6,7 @@ An expiry is `2026-01-31T12:00:00.250Z`. A timestamp has its counter behind a `+
 
 import re
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from typing import Final
 
 from nkv_core.errors import BadRequest
@@ -21,11 +22,17 @@ _COUNTER: Final = re.compile(r"\d{1,5}", re.ASCII)
 
 def format_time(milliseconds: int) -> str:
     """Write milliseconds since 1970. Raises `BadRequest` where the year is not 1 to 9999."""
+    seconds, fraction = divmod(milliseconds, 1000)
     try:
-        moment = _EPOCH + timedelta(milliseconds=milliseconds)
+        return f"{_second(seconds)}.{fraction:03d}Z"
     except OverflowError:
         raise BadRequest(f"{milliseconds} ms since 1970 is no time that has a name.") from None
-    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+@lru_cache(maxsize=1024)
+def _second(seconds: int) -> str:
+    """What is the same for all times of a second."""
+    return (_EPOCH + timedelta(seconds=seconds)).isoformat()[:19]
 
 
 def parse_time(text: str) -> int:

@@ -88,10 +88,29 @@ class Reply(msgspec.Struct, frozen=True):
     body: Any = b""
 
 
+class Prompt(Protocol):
+    """What an iterator of pieces may have besides, so that nothing has to be awaited for a piece
+    that is there: with many streams, waking a task for each takes longer than all the rest.
+    """
+
+    prompt: Callable[[], None] | None
+    """Set by a transport that sends without waiting. It is called while somebody waits in
+    `__anext__`, in the place of waking him, once there may be a piece for `next_now`. It may be
+    called on the path of a write, must not raise, and is not to call `next_now` itself.
+    """
+
+    def next_now(self) -> bytes | None:
+        """The next piece, or None where there is none now; then `prompt` is called for the next.
+
+        Called while somebody waits in `__anext__`, who is woken at the end of the stream.
+        """
+
+
 class Stream(msgspec.Struct, frozen=True):
     """An answer without an end of its own.
 
-    `goodbye`, where given, makes the last piece that is sent when the node or the plugin stops.
+    `goodbye`, where given, makes the last piece that is sent when the node or the plugin stops. An
+    iterator that is `Prompt` as well is asked without waiting, by transports that can.
     """
 
     iterator: AsyncIterator[bytes]

@@ -14,7 +14,6 @@ that of a storage which another one's changes are carried to; all that it takes 
 """
 
 import copy
-import logging
 import math
 from collections.abc import Callable
 from contextlib import suppress
@@ -24,6 +23,7 @@ from typing import Any, Final, TypeVar, cast
 
 import anyio
 
+from nkv_core.contracts.keyspace import Operation, Put, Written
 from nkv_core.contracts.settings import KeyspaceSettings
 from nkv_core.errors import (
     NkvError,
@@ -34,14 +34,13 @@ from nkv_core.errors import (
 )
 from nkv_core.keyspace.book import Book
 from nkv_core.keyspace.draft import Draft
+from nkv_core.keyspace.single import is_plain, put_alone
+from nkv_core.keyspace.trimming import Trimmer
 from nkv_core.keyspace.writes import Counts, Tails, Told, Write, late
 from nkv_core.loop import Pending, Waiter, Worker, soon_caller, waiter_maker
-
-log = logging.getLogger("nkv.keyspace")
+from nkv_core.records import Change
 
 T = TypeVar("T")
-
-_TRIM_SLACK: Final = 64  # the log may be over its bound by this part of it, so as to be cut rarely
 
 
 class Committer:
@@ -73,6 +72,8 @@ class Committer:
         self._idle: list[Waiter] = []
         self._alarm = math.inf  # when `watch_deadlines` looks next
         self._alarm_waiter: Waiter | None = None
+        #: Keeps the log within its bounds.
+        self.trimmer: Final = Trimmer(book, settings, worker)
         self.counts = Counts()
         #: How many groups have failed since the last one that did not.
         self.failing = 0
@@ -152,6 +153,38 @@ class Committer:
         told.write = self._enqueue(plan, size, deadline, key, told)
         return told.pending
 
+    def put_now(self, encoded: bytes, operation: Operation) -> Written | None:
+        """Make a plain put, where one can be made at once; None where this is none, and it is for
+        `write` or `begin`. Raises what the storage does.
+        """
+        book = self._book
+        if not (isinstance(operation, Put) and self._inline and is_plain(operation, book)):
+            return None
+        try:
+            made = put_alone(encoded, operation, book)
+        except BaseException:
+            self.counts.writes += 1
+            self._failed()
+            raise
+        if made is None:
+            return None
+        written, change = made
+        self.counts.writes += 1
+        self._tell([change])
+        self.trimmer.look()
+        return written
+
+    @property
+    def _inline(self) -> bool:
+        """Whether a write is made at once, and nobody follows it."""
+        return (
+            self._worker is None
+            and not self._holds
+            and self.follower is None
+            and self._tails is not None
+            and not self._closing
+        )
+
     def _enqueue(
         self,
         plan: Callable[[Draft], Any],
@@ -185,12 +218,10 @@ class Committer:
         try:
             self._book.commit(draft)
         except BaseException:
-            self.counts.failed += 1
-            self.failing += 1
+            self._failed()
             raise
         self._publish(draft)
-        if self._log_is_full():
-            self._trim_now()
+        self.trimmer.look()
         return result
 
     # --- groups -------------------------------------------------------------------------------
@@ -236,8 +267,7 @@ class Committer:
         if draft is not None:
             self._publish(draft)
         else:
-            self.counts.failed += 1
-            self.failing += 1
+            self._failed()
             group += self._queue
             self._queue = []
             for write in group:
@@ -248,18 +278,24 @@ class Committer:
         for write in group:
             self.waiting -= write.size
             write.waiter.wake()
-        if draft is not None and self._log_is_full():
-            self._trim_soon()
+        if draft is not None:
+            self.trimmer.look()
         # The writers just woken go first: what they write next belongs into the next group.
         self._soon(self._start)
 
     def _publish(self, draft: Draft) -> None:
-        """Tell the tails. A writer runs on only when they have been told."""
-        self.counts.groups += 1
-        self.failing = 0
         if self.follower is not None:
             self.follower(draft)
-        changes = draft.changes
+        self._tell(draft.changes)
+
+    def _failed(self) -> None:
+        self.counts.failed += 1
+        self.failing += 1
+
+    def _tell(self, changes: list[Change]) -> None:
+        """Tell the tails of a group. A writer runs on only when they have been told."""
+        self.counts.groups += 1
+        self.failing = 0
         if not changes:
             return
         self.counts.changes += len(changes)
@@ -330,36 +366,6 @@ class Committer:
         """For how many seconds, at `now` (monotonic), the storage has been at one group."""
         return now - self._begun if self._group else 0.0
 
-    # --- the log's bounds ---------------------------------------------------------------------
-
-    def _log_is_full(self) -> bool:
-        most = self._settings.log_bytes
-        return self._book.log.size > most + most // _TRIM_SLACK
-
-    def _trim(self) -> bool:
-        oldest = self._book.wall() - round(self._settings.log_age * 1000)
-        return self._book.trim(self._settings.log_bytes, oldest)
-
-    def _trim_now(self) -> None:
-        try:
-            self._trim()
-        except Exception as error:  # noqa: BLE001  # the write that led here is done and well
-            self._trimmed(None, error)
-
-    def _trim_soon(self) -> None:
-        if self._worker is not None and not self._closing:
-            self._worker.submit(self._trim, self._trimmed)
-
-    def _trimmed(self, more: bool | None, error: BaseException | None) -> None:
-        if more:
-            self._trim_soon()
-        if error is not None:
-            log.warning("The change log could not be trimmed; trying again later: %s", error)
-
-    async def trim(self) -> bool:
-        """Forget some of what the log has beyond its bounds; whether there is more to forget."""
-        return self._trim() if self._worker is None else await self._worker.run(self._trim)
-
     # --- deadlines ----------------------------------------------------------------------------
 
     async def watch_deadlines(self) -> None:
@@ -394,7 +400,7 @@ class Committer:
 
     async def close(self) -> None:
         """Take no more writes, and wait until those under way are done."""
-        self._closing = True
+        self._closing = self.trimmer.closed = True
         await self._until_idle()
 
     async def _until_idle(self) -> None:

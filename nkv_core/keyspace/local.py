@@ -387,7 +387,10 @@ class LocalKeyspace:
     def write_now(self, operation: Operation) -> Written | Pending[Written]:
         """Carry out one operation; to be awaited where the storage writes in a thread."""
         encoded = self._checker.operation(operation)
-        return self._parts().committer.begin(
+        committer = self._parts().committer
+        if (written := committer.put_now(encoded, operation)) is not None:
+            return written
+        return committer.begin(
             partial(carry_out, encoded, operation),
             size_of(encoded, operation),
             None,
@@ -408,7 +411,10 @@ class LocalKeyspace:
 
     async def _one(self, operation: Operation, options: Options) -> Written:
         encoded = self._checker.operation(operation)
-        return await self._parts().committer.write(
+        committer = self._parts().committer
+        if (written := committer.put_now(encoded, operation)) is not None:
+            return written
+        return await committer.write(
             partial(carry_out, encoded, operation),
             size_of(encoded, operation),
             options.deadline,

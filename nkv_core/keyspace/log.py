@@ -11,7 +11,7 @@ is told of a gap, and never misses anything in silence.
 """
 
 import struct
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Final
 
 import msgspec
@@ -27,6 +27,10 @@ _ROW_BYTES: Final = 1024 * 1024
 _CHANGE_BYTES: Final = 64  # what a change takes besides its key and value, roughly
 _CUT_BYTES: Final = 1024 * 1024  # deleted at a time: it must not hold up the writers for long
 _KEY_BYTES: Final = 8
+#: What a row takes besides its key and value, roughly: it is most where the storage is in memory,
+#: where two objects and a place in a table are made for it.
+AROUND_BYTES: Final = 150
+_ROW_OVERHEAD: Final = AROUND_BYTES + _KEY_BYTES + _HEADER.size
 
 
 class Row(msgspec.Struct, frozen=True, gc=False):
@@ -93,14 +97,18 @@ class ChangeLog:
 
     def rows(self, changes: list[Change], now: int, timestamp: int) -> list[Row]:
         """The rows for these changes; `now` in milliseconds, `timestamp` the greatest one given."""
-        rows = []
+        if len(changes) == 1:
+            return [self.row(changes[0], now, timestamp)]
+        rows: list[Row] = []
         total = self._total
-        for part in _split(changes):
-            packed = pack_changes(part)
-            total += _KEY_BYTES + _HEADER.size + len(packed)
-            value = _HEADER.pack(total, now, timestamp) + packed
-            rows.append(Row(pack_number(part[0].revision), value, total))
+        for part in _parts(changes):
+            rows.append(_row(part, total, now, timestamp))
+            total = rows[-1].total
         return rows
+
+    def row(self, change: Change, now: int, timestamp: int) -> Row:
+        """The row for one change."""
+        return _row([change], self._total, now, timestamp)
 
     def grown(self, total: int, now: int) -> None:
         """Note that rows were written, how many bytes the last one says, and when it was."""
@@ -195,17 +203,17 @@ def pack_mark(forgotten: int, timestamp: int) -> bytes:
 def _place(pair: tuple[bytes, bytes]) -> _Place:
     key, value = pair
     total, written, _ = _unpack_header(value)
-    return _Place(key, total - _KEY_BYTES - len(value), written)
+    return _Place(key, total - AROUND_BYTES - _KEY_BYTES - len(value), written)
 
 
-def _split(changes: list[Change]) -> Iterable[list[Change]]:
-    """Parts of about a mebibyte, never empty."""
-    if len(changes) == 1:
-        return (changes,)
-    return _parts(changes)
+def _row(part: list[Change], total: int, now: int, timestamp: int) -> Row:
+    packed = pack_changes(part)
+    total += _ROW_OVERHEAD + len(packed)
+    return Row(pack_number(part[0].revision), _HEADER.pack(total, now, timestamp) + packed, total)
 
 
 def _parts(changes: list[Change]) -> Iterator[list[Change]]:
+    """Parts of about a mebibyte, never empty."""
     part: list[Change] = []
     size = 0
     for change in changes:

@@ -103,7 +103,7 @@ class Upkeep:
 
     async def tidy(self) -> None:
         """Forget what log and tombstones have beyond their age."""
-        while await self._committer.trim():
+        while await self._committer.trimmer.trim():
             await checkpoint()
         before = self._book.wall() - round(self._settings.tombstone_age * 1000)
         walk = Walk(all_tombstones, partial(forget_tombstones, before))

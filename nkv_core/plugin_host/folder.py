@@ -21,7 +21,7 @@ from nkv_core.plugin_host import discovery
 from nkv_core.plugin_host.audit import Audit
 from nkv_core.plugin_host.host import PluginHost
 from nkv_core.plugin_host.info import PluginInfo
-from nkv_core.plugin_host.source import read_source
+from nkv_core.plugin_host.source import Source, read_source
 
 #: Milliseconds for the writes of one save to come together.
 _TOGETHER: Final = 100
@@ -131,7 +131,10 @@ class FolderWatch:
 
     async def _try(self, spec: str, info: PluginInfo | None) -> None:
         try:
-            sha256 = (await to_thread.run_sync(self._read, spec)).sha256
+            source = await to_thread.run_sync(self._read, spec)
+            if not source.files[""].data:
+                return  # it is being saved: editors empty a file before they write it
+            sha256 = source.sha256
         except NkvError as error:  # it is half written, or not to be trusted
             sha256 = f"{error.code}: {error.detail}"
             if self._tried.get(spec) != sha256:
@@ -146,7 +149,7 @@ class FolderWatch:
         else:
             await self._attempt("replace", spec, self._host.replace, info.name, info.name)
 
-    def _read(self, spec: str) -> Any:
+    def _read(self, spec: str) -> Source:
         return read_source(discovery.find(spec), self._host.folders)
 
     async def _attempt(

@@ -4,6 +4,7 @@ Bytes are made when the transport asks for them, which it does once it has sent 
 reader that is slow, or does not read at all, holds a cursor of the hub and a piece of bounded size.
 """
 
+from collections.abc import Callable
 from typing import Final, Self
 
 import anyio
@@ -11,6 +12,7 @@ from anyio.lowlevel import checkpoint
 
 from nkv_core.contracts.watch import Ended, Hub, Item, Watcher
 from nkv_core.errors import Stopping
+from nkv_core.loop import Waiter, waiter_maker
 from nkv_core.records import Token
 
 from .frames import frame, frame_of_place
@@ -21,10 +23,49 @@ _PIECE: Final = 16 * 1024
 _TAKE: Final = 8
 
 
+class Bell:
+    """Is rung by the hub when there is something to take, for one who waits for that.
+
+    The hub holds it, and it holds nothing: so a stream that nobody reads any more goes.
+    """
+
+    __slots__ = ("_waiter", "prompt")
+
+    def __init__(self) -> None:
+        self._waiter: Waiter | None = None
+        self.prompt: Callable[[], None] | None = None  #: called in the place of waking who waits
+
+    def ring(self) -> None:
+        """What the hub calls. Nobody may be waiting: who is about to wait looks first."""
+        if self._waiter is None:
+            return
+        if self.prompt is None:
+            self._waiter.wake()
+        else:
+            self.prompt()
+
+    def wake(self) -> None:
+        """Wake who waits, in any case."""
+        if self._waiter is not None:
+            self._waiter.wake()
+
+    async def wait(self) -> None:
+        """Wait until it is rung."""
+        self._waiter = waiter_maker()()
+        try:
+            await self._waiter.wait()
+        finally:
+            self._waiter = None
+
+
 class EventStream:
-    """Iterates over pieces of one or more whole events. To be closed by `aclose`."""
+    """Iterates over pieces of one or more whole events. To be closed by `aclose`.
+
+    Implements `contracts.handlers.Prompt`.
+    """
 
     __slots__ = (
+        "_bell",
         "_ended",
         "_full",
         "_heartbeat",
@@ -36,8 +77,12 @@ class EventStream:
         "_watcher",
     )
 
-    def __init__(self, watcher: Watcher, hub: Hub, *, heartbeat: float, retry: float) -> None:
+    def __init__(
+        self, watcher: Watcher, hub: Hub, bell: Bell, *, heartbeat: float, retry: float
+    ) -> None:
+        """`bell` is what the hub rings for the watcher."""
         self._watcher = watcher
+        self._bell = bell
         self._hub = hub
         self._heartbeat = heartbeat  #: seconds
         self._items: list[Item] = []  # a deque, empty, would be a third of all that is here
@@ -62,14 +107,42 @@ class EventStream:
             return opening + (self._news_of_place() or b"\n")
         if self._full:
             await checkpoint()  # who reads as fast as others write must not keep them from it
-        if not self._items and not self._ended:
+        if not self._has_items():
             with anyio.move_on_after(self._heartbeat):
-                self._items.extend(await self._watcher.read(_TAKE))
-            if not self._items and not self._watcher.closed:
+                while not (self._over or self._has_items()):
+                    await self._bell.wait()
+            if not (self._over or self._items):
                 return b":\n" + (self._news_of_place() or b"\n")
         if not self._items:
             raise StopAsyncIteration
         return self._piece()
+
+    @property
+    def prompt(self) -> Callable[[], None] | None:
+        """See `Prompt`."""
+        return self._bell.prompt
+
+    @prompt.setter
+    def prompt(self, prompt: Callable[[], None] | None) -> None:
+        self._bell.prompt = prompt
+
+    def next_now(self) -> bytes | None:
+        """The next piece, or None where there is none now: see `Prompt`."""
+        if self._has_items():
+            return self._piece()
+        if self._over:
+            self._bell.wake()
+        return None
+
+    @property
+    def _over(self) -> bool:
+        """Whether nothing more comes."""
+        return self._ended or self._watcher.closed
+
+    def _has_items(self) -> bool:
+        if not (self._items or self._ended):
+            self._items.extend(self._watcher.take(_TAKE))
+        return bool(self._items)
 
     def _piece(self) -> bytes:
         """As much of what is ready as goes out at once, at least one event."""

@@ -12,7 +12,7 @@ from nkv_core.keys import EVERYTHING, Pattern
 from nkv_core.records import Token
 
 from .settings import SseSettings
-from .stream import EventStream
+from .stream import Bell, EventStream
 
 PATH: Final = "/v1/watch"
 EVENT_STREAM: Final = "text/event-stream"
@@ -40,18 +40,19 @@ class Watch:
         """
         params = request.params
         pattern = params.get("pattern")
-        hub = hub_of(request)
+        hub, bell = hub_of(request), Bell()
         watcher = hub.watch(
             EVERYTHING if pattern is None else Pattern(pattern),
             mode=_mode(params.get("mode")),
             since=_since(request),
             subtree=_switch("subtree", params.get("subtree")),
             snapshot=_switch("snapshot", params.get("snapshot")),
+            wake=bell.ring,
             label=f"sse {request.peer}",
         )
         # Spread, so that all who were cut off together do not come back together.
         retry = self._settings.retry * random.uniform(0.5, 1.5)  # noqa: S311  # not a secret
-        stream = EventStream(watcher, hub, heartbeat=self._settings.heartbeat, retry=retry)
+        stream = EventStream(watcher, hub, bell, heartbeat=self._settings.heartbeat, retry=retry)
         return Stream(stream, EVENT_STREAM, stream.goodbye, _HEADERS)
 
 

@@ -37,19 +37,19 @@ class _Table:
         self._order = KeyIndex()
         self._noted: set[bytes] = set()  # may have come or gone since `_order` was brought up
 
-    def put(self, key: bytes, value: bytes) -> None:
-        if key not in self.pairs:
-            self._noted.add(key)
-        self.pairs[key] = value
-
-    def delete(self, key: bytes) -> None:
-        if key in self.pairs:
-            self._noted.add(key)
-            del self.pairs[key]
-
-    def settle(self) -> None:
-        """Keep the number of noted keys within its bound."""
-        if len(self._noted) > _NOTED_KEYS:
+    def write(self, writes: dict[bytes, bytes | None]) -> None:
+        """Set keys, and delete those with a value of None."""
+        pairs, noted = self.pairs, self._noted
+        for key, value in writes.items():
+            if value is None:
+                if key in pairs:
+                    noted.add(key)
+                    del pairs[key]
+            else:
+                if key not in pairs:
+                    noted.add(key)
+                pairs[key] = value
+        if len(noted) > _NOTED_KEYS:
             self.ordered()
 
     def ordered(self) -> KeyIndex:
@@ -77,7 +77,7 @@ class MemoryStorage:
 
     def __init__(self, settings: MemorySettings | None = None) -> None:
         self._max_bytes: Final = (settings or MemorySettings()).max_bytes
-        self._bytes = 0
+        self._bytes = 0  # of the data; counted where there is a limit
         self._lock: Final = Lock()
         self._tables: dict[Table, _Table] = {}  # none while it is not open
 
@@ -108,21 +108,10 @@ class MemoryStorage:
         """Make all writes of the batch. Raises `StorageFull` past `max_bytes`."""
         with self._lock:
             work = [(self._table(table), writes) for table, writes in batch.writes.items()]
-            grown = sum(
-                _growth(table.pairs, key, value)
-                for table, writes in work
-                for key, value in writes.items()
-            )
-            if 0 < self._max_bytes < self._bytes + grown and grown > 0:
-                raise StorageFull(f"Memory for data is full: {self._max_bytes} bytes.")
+            if self._max_bytes:
+                self._make_room(work)
             for table, writes in work:
-                for key, value in writes.items():
-                    if value is None:
-                        table.delete(key)
-                    else:
-                        table.put(key, value)
-                table.settle()
-            self._bytes += grown
+                table.write(writes)
 
     def scan(
         self,
@@ -159,6 +148,16 @@ class MemoryStorage:
                 self._bytes -= _PAIR_BYTES + len(key) + len(here.pairs.pop(key))
             order.remove_range(start, stop)
             return len(gone)
+
+    def _make_room(self, work: "list[tuple[_Table, dict[bytes, bytes | None]]]") -> None:
+        grown = sum(
+            _growth(table.pairs, key, value)
+            for table, writes in work
+            for key, value in writes.items()
+        )
+        if self._bytes + grown > self._max_bytes and grown > 0:
+            raise StorageFull(f"Memory for data is full: {self._max_bytes} bytes.")
+        self._bytes += grown
 
     def _table(self, table: Table) -> _Table:
         try:

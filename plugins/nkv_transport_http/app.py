@@ -28,6 +28,7 @@ from nkv_core.errors import (
     InvalidKey,
     NkvError,
 )
+from nkv_core.loop import Together
 
 from .browsers import Hosts, check_origin
 from .exchange import BODY_FOLLOWS, Receive, Scope, Send
@@ -52,6 +53,7 @@ class App:
         self.hosts: Final = hosts
         self.log: Final = log
         self.streams: Final = OpenStreams()
+        self.together: Final = Together()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request, or serve one WebSocket."""
@@ -141,7 +143,7 @@ class _Call:
         if error is not None:
             await self._send_whole(error_answer(self._request, error, route))
         elif isinstance(outcome, Stream) and self._scope["type"] == "http":
-            stream = StreamReply(outcome, self._receive, self._send)
+            stream = StreamReply(outcome, self._receive, self._send, self._app.together.call)
             with self._app.streams.open(self._request, stream.goodbye):
                 await stream.run(self._closing(), only_head=self._scope["method"] == "HEAD")
         elif isinstance(outcome, Handover):

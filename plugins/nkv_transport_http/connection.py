@@ -291,6 +291,30 @@ class Connection:
         finally:
             self._sending -= 1
 
+    def send_now(self, data: bytes) -> bytes:
+        """Send bytes of a response as far as they can be sent at once; returns what is left. Once
+        the client has gone it goes nowhere.
+        """
+        if self._broken:
+            return b""
+        if self._lock.locked():
+            return data
+        try:
+            return self._wire.send_now(data)
+        except BrokenResourceError:
+            self._broken = True
+            self._reading.cancel()
+            return b""
+
+    async def send_rest(self, data: bytes) -> None:
+        """Send what `send_now` has left."""
+        await self._transmit(data)
+
+    @property
+    def prompt(self) -> bool:
+        """Whether bytes of a response can be sent by `send_now`: those of HTTP/1.1 without TLS."""
+        return self._stream is self._wire and self.protocol.http2 is None
+
     async def _transmit(self, data: bytes) -> None:
         if self._broken:
             await checkpoint()  # whoever sends on and on to nobody lets others run

@@ -29,6 +29,11 @@ BODY_FOLLOWS: Final = "nkv.body_follows"
 #: Whoever receives finds out as well, but takes a task for it, which costs 5 KB.
 WHEN_GONE: Final = "nkv.when_gone"
 
+#: What the application sends, in the middle of a stream, to be given `writer`: what sends a piece
+#: as far as that can be done at once, and returns the bytes that are left, which `rest` then sends.
+#: Not given where pieces are not sent as they are: in HTTP/2, with TLS, to a client of HTTP/1.0.
+WRITE_NOW: Final = "nkv.write_now"
+
 #: How much of a body may wait for the application before the client is slowed down.
 _BUFFERED: Final = 128 * 1024
 
@@ -40,6 +45,7 @@ class Exchange:
         "_arrived",
         "_body_ended",
         "_buffered",
+        "_chunked",
         "_complete",
         "_connection",
         "_done",
@@ -66,6 +72,7 @@ class Exchange:
         self._body_ended = False
         self._gone = False  # the client, or its patience with the body
         self._started = False
+        self._chunked = False
         self._complete = False
         self._done = False
         self._when_gone: Callable[[], None] | None = None
@@ -152,8 +159,13 @@ class Exchange:
                 if self._gone:
                     self._when_gone()
             return
+        if kind == WRITE_NOW:
+            if self._chunked and self._connection.prompt:
+                message["writer"], message["rest"] = self._write, self._connection.send_rest
+            return
         if kind == "http.response.start":
             self._started = True
+            self._chunked = self._is_chunked(message)
             if BODY_FOLLOWS in message:
                 self._head = message
                 return
@@ -166,6 +178,20 @@ class Exchange:
         else:
             head, self._head = self._head, None
             await self._connection.send(self._send_to, head, message)
+
+    def _is_chunked(self, start: Message) -> bool:
+        """Whether h11 puts a header before each piece of this response, and nothing else."""
+        return (
+            self._scope.get("http_version") == "1.1"
+            and self._scope["method"] != "HEAD"
+            and start["status"] not in (204, 304)
+            and not any(name == b"content-length" for name, _ in start.get("headers", ()))
+        )
+
+    def _write(self, piece: bytes) -> bytes:
+        if self._gone or not piece:
+            return b""
+        return self._connection.send_now(b"%x\r\n%b\r\n" % (len(piece), piece))
 
 
 def _size(message: Message) -> int:

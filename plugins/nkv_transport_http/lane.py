@@ -16,6 +16,7 @@ from typing import Any, Final
 
 from nkv_core.contracts.handlers import DispatchNow, Request, Route
 from nkv_core.errors import HandlerFailed, NkvError
+from nkv_core.loop import Together
 
 from .app import App
 from .connection import LINGER
@@ -50,6 +51,7 @@ class Lanes:
         self.give_over: Final = give_over
         self.left: Final = left
         self.loop: Final = asyncio.get_running_loop()
+        self.together: Final = Together()
         self.patience: Final = app.settings.keep_alive_timeout
         self.tasks: Tasks  #: of requests that have to wait; set before there is a lane
 
@@ -184,7 +186,7 @@ class Lane:
                 then = self._go_on if self._eof else None
                 break
         else:
-            shared.loop.call_soon(self._go_on)
+            then = self._go_on
         self._data = data[at:]
         self._send(b"".join(replies), then)
 
@@ -230,27 +232,37 @@ class Lane:
     # --- sending ----------------------------------------------------------------------------------
 
     def _send(self, data: bytes, then: Callable[[], None] | None) -> None:
-        """Send, and do `then` once all is with the kernel."""
+        """Send, together with what others are sent, and do `then` once all is with the kernel."""
         if self._given:
             return
         if self._unsent:
             self._unsent, self._then = self._unsent + data, then
+        elif data:
+            self._unsent, self._then = data, then
+            self._shared.together.call(self._flush)
+        elif then is not None:
+            then()
+
+    def _flush(self) -> None:
+        data = self._unsent
+        if not data or self._given:
             return
-        if data:
-            try:
-                sent = self._socket.send(data)
-            except BlockingIOError:
-                sent = 0
-            except OSError:
-                self._close()
-                return
-            if sent < len(data):
-                self._unsent, self._then = data[sent:], then
-                self._stalled = monotonic() + self._shared.app.settings.send_timeout
-                self._rest()
-                self._shared.loop.add_writer(self._socket, self._writable)
-                return
-            self._deadline = monotonic() + self._shared.patience
+        try:
+            sent = self._socket.send(data)
+        except BlockingIOError:
+            sent = 0
+        except OSError:
+            self._close()
+            return
+        if sent < len(data):
+            self._unsent = data[sent:]
+            self._stalled = monotonic() + self._shared.app.settings.send_timeout
+            self._rest()
+            self._shared.loop.add_writer(self._socket, self._writable)
+            return
+        self._unsent = b""
+        self._deadline = monotonic() + self._shared.patience
+        then, self._then = self._then, None
         if then is not None:
             then()
 

@@ -1,8 +1,8 @@
 """Streams: answers without an end of their own, sent until either side has enough."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
-from typing import Final
+from typing import Any, Final
 
 import anyio
 from anyio import CancelScope
@@ -10,11 +10,13 @@ from anyio import CancelScope
 from nkv_core.contracts.handlers import Request, Stream
 from nkv_core.errors import ClientGone
 
-from .exchange import WHEN_GONE, Receive, Send
+from .exchange import WHEN_GONE, WRITE_NOW, Receive, Send
 from .replies import raw_headers
 
 #: How long an iterator may take to close.
 _CLOSING: Final = 1.0
+#: Pieces of one stream that are sent before others have their turn.
+_TURN: Final = 4
 
 Goodbye = Callable[[], None]
 
@@ -48,7 +50,13 @@ class OpenStreams:
 class StreamReply:
     """Sends one stream."""
 
-    def __init__(self, stream: Stream, receive: Receive, send: Send) -> None:
+    def __init__(
+        self, stream: Stream, receive: Receive, send: Send, call_soon: Callable[[Goodbye], None]
+    ) -> None:
+        """`call_soon` has a plain function called, in one of the next turns of the event loop."""
+        self._call_soon = call_soon
+        self._write: Callable[[bytes], bytes] | None = None  # where pieces are sent at once
+        self._rest = b""  # of a piece that could not be
         self._stream = stream
         self._receive = receive
         self._send = send
@@ -100,18 +108,55 @@ class StreamReply:
 
     async def _pump(self) -> None:
         iterator = self._stream.iterator
+        send_rest = await self._be_prompt(iterator)
         while not self._ending:
-            piece = None
+            piece, ended = None, False
             waiting = self._waiting = CancelScope()
             try:
                 with waiting:
                     piece = await anext(iterator)
             except StopAsyncIteration:
-                return
+                ended = True
             finally:
                 self._waiting = None
+            if self._rest:
+                rest, self._rest = self._rest, b""
+                await send_rest(rest)
+            if ended:
+                return
             if piece:
                 await self._piece(piece)
+
+    # --- without waiting --------------------------------------------------------------------------
+
+    async def _be_prompt(self, iterator: Any) -> Callable[[bytes], Awaitable[None]]:
+        """Have pieces sent without waking this task, if that can be; returns what sends a rest."""
+        message: dict[str, Any] = {"type": WRITE_NOW, "writer": None, "rest": None}
+        if hasattr(iterator, "next_now"):
+            await self._send(message)
+            self._write = message["writer"]
+            if self._write is not None:
+                iterator.prompt = self._prompted
+        return message["rest"]  # type: ignore[no-any-return]  # there is none without a writer
+
+    def _prompted(self) -> None:
+        self._call_soon(self._send_now)
+
+    def _send_now(self) -> None:
+        """Send the pieces that are there, while the task waits for the next one."""
+        iterator: Any = self._stream.iterator
+        for _ in range(_TURN):
+            waiting, write = self._waiting, self._write
+            if waiting is None or write is None or self._ending or self._gone or self._rest:
+                return
+            piece = iterator.next_now()
+            if piece is None:
+                return
+            self._rest = write(piece)
+            if self._rest:
+                waiting.cancel()  # the task sends it, before anything else
+                return
+        self._prompted()
 
     async def _piece(self, body: bytes) -> None:
         await self._send({"type": "http.response.body", "body": body, "more_body": True})
@@ -135,6 +180,8 @@ class StreamReply:
 
     async def _close(self) -> None:
         """Let the iterator clean up, also where we are being cancelled."""
+        if self._write is not None:
+            self._write = self._stream.iterator.prompt = None  # type: ignore[attr-defined]
         close = getattr(self._stream.iterator, "aclose", None)
         if close is not None:
             with anyio.move_on_after(_CLOSING, shield=True):

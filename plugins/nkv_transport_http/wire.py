@@ -80,6 +80,19 @@ class Wire(ByteStream):
             self.progress += 1
             left = left[sent:]
 
+    def send_now(self, data: bytes) -> bytes:
+        """Hand over as much as the kernel takes at once; returns what is left. Raises
+        `BrokenResourceError`.
+        """
+        try:
+            sent = self._socket.send(data)
+        except BlockingIOError:
+            return data
+        except OSError as error:
+            raise BrokenResourceError from error
+        self.progress += 1
+        return data[sent:] if sent < len(data) else b""
+
     async def send_eof(self) -> None:
         """Tell the client that nothing more comes."""
         with suppress(OSError):  # it may be gone already

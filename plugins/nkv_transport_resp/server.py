@@ -11,6 +11,7 @@ import anyio
 from nkv_core.contracts.context import Context
 from nkv_core.contracts.handlers import DispatchNow
 from nkv_core.contracts.owner import Owner
+from nkv_core.loop import Together
 
 from .follower import Follower
 from .listing import Cursors
@@ -50,6 +51,7 @@ class Shared:
         self.owner: Final[Owner] = ctx.owner
         self.log: Final[logging.Logger] = ctx.log
         self.loop: Final = asyncio.get_running_loop()
+        self.together: Final = Together()
         self.began: Final = self.loop.time()
         self.table: Final = Table()
         self.figures: Final = Figures()

@@ -196,7 +196,8 @@ class Session(asyncio.Protocol):
                     self._backlog.popleft()
         elif done < len(commands) and not self.gone and not self._ending:
             self._backlog.extend(islice(commands, done, None))
-        self._flush()
+        if self._out:
+            self._flush_soon()
         if self._backlog:
             self._hold_back()
             if done == _TURN:
@@ -296,9 +297,9 @@ class Session(asyncio.Protocol):
             self._flush_soon()
 
     def _flush_soon(self) -> None:
-        if not self._flush_due and not self._running:
+        if not self._flush_due:
             self._flush_due = True
-            self._loop.call_soon(self._flush)
+            self.shared.together.call(self._flush)
 
     def _flush(self) -> None:
         self._flush_due = False

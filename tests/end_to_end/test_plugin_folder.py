@@ -91,6 +91,13 @@ def test_with_dev_a_save_changes_the_next_answer_and_a_mistake_changes_nothing(s
     save(folder, "one", "second")
     until(lambda: answer(node, "one") == "second", node)
 
+    (folder / "one.py").write_text("")  # as editors leave it for a moment
+    save(folder, "two", "other")
+    until(lambda: answer(node, "two") == "other", node)
+    assert answer(node, "one") == "second"
+    (folder / "two.py").unlink()
+    until(lambda: answer(node, "two") == 404, node)
+
     (folder / "one.py").write_text(HELLO.format(name="one", answer="x") + "\n\ndef broken(:\n")
     until(lambda: "was not replaced" in node.stderr(), node)
     assert "one.py:10" in node.stderr()
@@ -105,10 +112,12 @@ def test_with_dev_a_save_changes_the_next_answer_and_a_mistake_changes_nothing(s
     until(lambda: answer(node, "new") == "here", node)
     (folder / "new.py").unlink()
     until(lambda: answer(node, "new") == 404, node)
-    until(lambda: len(audited(node)) == 6, node)  # it is recorded once it is closed
+    until(lambda: len(audited(node)) == 8, node)  # it is recorded once it is closed
     assert audited(node) == [
         ("plugins.load", "one", "done"),
         ("plugins.replace", "one", "done"),
+        ("plugins.load", "two", "done"),
+        ("plugins.unload", "two", "done"),
         ("plugins.replace", "one", "plugin_invalid"),
         ("plugins.replace", "one", "done"),
         ("plugins.load", "new", "done"),

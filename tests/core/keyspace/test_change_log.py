@@ -6,6 +6,7 @@ from nkv_core.contracts.keyspace import Put
 from nkv_core.errors import DataDamaged, StorageFailed
 from nkv_core.keys import Pattern
 from nkv_core.keyspace.layout import pack_number
+from nkv_core.keyspace.log import AROUND_BYTES
 from nkv_core.records import Token
 
 pytestmark = pytest.mark.anyio
@@ -14,7 +15,8 @@ KIB = 1024
 
 
 def size_of(storage):
-    return sum(len(k) + len(v) for k, v in storage.scan("changes", limit=10**6))
+    rows = storage.scan("changes", limit=10**6)
+    return sum(AROUND_BYTES + len(key) + len(value) for key, value in rows)
 
 
 async def fill(keyspace, count, size=KIB):
