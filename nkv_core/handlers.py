@@ -139,6 +139,12 @@ class Routes:
 def _search(
     level: _Level, parts: list[str], at: int, method: str, values: tuple[str, ...]
 ) -> tuple[tuple[Route, tuple[str, ...]], tuple[str, ...]] | None:
+    # Where there is but one way to go on, as there mostly is, it takes no call for each level.
+    while level.one is None and level.rest is None and at < len(parts):
+        only = level.literal.get(parts[at])
+        if only is None:
+            return None
+        level, at = only, at + 1
     if at == len(parts):
         here = level.here.get(method)
         return None if here is None else (here, values)

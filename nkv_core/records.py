@@ -253,8 +253,9 @@ class HybridClock:
 
     def now(self) -> int:
         """A timestamp greater than every one given or observed before."""
-        self._last = max(timestamp_at(self._wall()), self._last + 1)
-        return self._last
+        now = self._wall() << COUNTER_BITS
+        self._last = now = now if now > self._last else self._last + 1
+        return now
 
     def observe(self, timestamp: int) -> None:
         """Take note of a timestamp from elsewhere."""

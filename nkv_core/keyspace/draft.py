@@ -115,23 +115,21 @@ class Draft:
 
     def stored(self, encoded: bytes, key: str) -> Record | None:
         """The record that the storage has or will have: expired and hidden ones too."""
-        try:
-            return self.records[encoded]
-        except KeyError:
-            return self.base(encoded, key)
+        drafted = self.records.get(encoded, _ABSENT)
+        return self.base(encoded, key) if drafted is _ABSENT else cast("Record | None", drafted)
 
     def base(self, encoded: bytes, key: str) -> Record | None:
         """The record that the storage has now."""
-        try:
-            return self._base[encoded]
-        except KeyError:
-            if encoded in self._fetched:
-                packed = self._packed.get(encoded)
-            else:
-                packed = self.book.storage.get("records", encoded)
-            record = None if packed is None else unpack_record(key, packed)
-            self._base[encoded] = record
-            return record
+        known = self._base.get(encoded, _ABSENT)
+        if known is not _ABSENT:
+            return cast("Record | None", known)
+        if encoded in self._fetched:
+            packed = self._packed.get(encoded)
+        else:
+            packed = self.book.storage.get("records", encoded)
+        record = None if packed is None else unpack_record(key, packed)
+        self._base[encoded] = record
+        return record
 
     def fetch(self, keys: list[bytes]) -> None:
         """Look up at once the records that the group is going to look at."""

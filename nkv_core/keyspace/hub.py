@@ -197,6 +197,8 @@ class WatchHub:
             if change.revision <= stream.head:
                 continue  # committed before the hub was attached
             position = stream.append(change, now)
+            if not self._watchers:
+                continue
             if change.kind == "clear":
                 concerned = routes.overlapping(change.key)
             else:

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Final
 
 from nkv_core.contracts.keyspace import Tail
@@ -89,9 +90,7 @@ class Tails:
 
     def add(self, listener: Tail) -> Callable[[], None]:
         """Have `listener` called with the changes of every group; returns what ends that."""
-
-        def call(changes: Sequence[Change]) -> None:
-            listener(changes)
+        call = partial(listener)  # each of its own, though one be added twice
 
         def end() -> None:
             self._listeners = tuple(other for other in self._listeners if other is not call)

@@ -96,7 +96,10 @@ class MemoryStorage:
     def get(self, table: Table, key: bytes) -> bytes | None:
         """The value of a key, or None."""
         with self._lock:
-            return self._table(table).pairs.get(key)
+            try:
+                return self._tables[table].pairs.get(key)
+            except KeyError:
+                raise _not_open() from None
 
     def get_many(self, table: Table, keys: Sequence[bytes]) -> dict[bytes, bytes]:
         """The values of those of the keys that exist."""
@@ -107,7 +110,11 @@ class MemoryStorage:
     def apply(self, batch: Batch) -> None:
         """Make all writes of the batch. Raises `StorageFull` past `max_bytes`."""
         with self._lock:
-            work = [(self._table(table), writes) for table, writes in batch.writes.items()]
+            tables = self._tables
+            try:
+                work = [(tables[table], writes) for table, writes in batch.writes.items()]
+            except KeyError:
+                raise _not_open() from None
             if self._max_bytes:
                 self._make_room(work)
             for table, writes in work:
@@ -163,7 +170,11 @@ class MemoryStorage:
         try:
             return self._tables[table]
         except KeyError:
-            raise StorageFailed("The storage is not open.") from None
+            raise _not_open() from None
+
+
+def _not_open() -> StorageFailed:
+    return StorageFailed("The storage is not open.")
 
 
 def _growth(pairs: dict[bytes, bytes], key: bytes, value: bytes | None) -> int:

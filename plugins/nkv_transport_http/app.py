@@ -221,6 +221,9 @@ def path_of(target: bytes) -> str:
 
 def params(query: bytes) -> Mapping[str, str]:
     """The parameters of a query, as HTML forms write them; of several of a name the first."""
+    if b"%" not in query and b"+" not in query and query.isascii():
+        parts = [part.partition("=") for part in query.decode().split("&") if part]
+        return {name: value for name, _, value in reversed(parts)} if parts else NO_PARAMS
     try:
         pairs = parse_qsl(query.decode(), keep_blank_values=True, errors="strict")
     except ValueError:

@@ -1,6 +1,7 @@
 """The nkvd dialect: operations as paths at the root, with parameters in the query."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from types import MappingProxyType
 from typing import Any, Final
 
 import msgspec
@@ -29,7 +30,7 @@ METHODS: Final = ("GET", "POST")
 #: Paths that change data, on a GET too: what keeps web pages from changing data knows them.
 CHANGING: Final = frozenset(("/set", "/rm", "/clear"))
 
-_HEADERS: Final = {"Content-Type": CONTENT_TYPE}
+_HEADERS: Final = MappingProxyType({"Content-Type": CONTENT_TYPE})
 _encode: Final = msgspec.json.Encoder().encode
 _SUCCESS: Final = Reply(200, _HEADERS, _encode({"success": True}))
 

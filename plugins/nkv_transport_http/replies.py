@@ -24,9 +24,12 @@ _NAME: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _VALUE: Final = re.compile(r"[^\x00-\x08\x0a-\x1f\x7f]*")
 #: Say how a message ends: the server's to write.
 _FRAMING: Final = frozenset((b"connection", b"content-length", b"keep-alive", b"transfer-encoding"))
-#: So many names of header fields are remembered as good, and no more: handlers choose them.
+#: So many header fields, and names of such, are remembered as good, and no more: handlers choose
+#: them. Most come with every reply.
 _REMEMBERED: Final = 256
+_SHORT: Final = 64
 _names: Final[dict[str, bytes]] = {}
+_fields: Final[dict[tuple[str, str], tuple[bytes, bytes]]] = {}
 
 _log: Final = logging.getLogger("nkv.plugin.nkv_transport_http")
 
@@ -50,7 +53,7 @@ def answer(outcome: Any) -> Answer:
         kind: str | None = BYTES if body else None
         if not isinstance(body, bytes):
             kind, body = JSON, _encode(body)
-        if kind is not None and b"content-type" not in dict(headers):
+        if kind is not None and not _has_type(headers):
             headers.append((b"content-type", kind.encode()))
         if not 200 <= status <= 599:
             raise ValueError(f"{status} is no status of a reply.")
@@ -69,11 +72,18 @@ def raw_headers(headers: Mapping[str, str]) -> RawHeaders:
 
     Raises `ValueError` where one would begin another, or where it is the server's to write.
     """
-    raw: RawHeaders = []
-    for name, value in headers.items():
-        if not (value.isascii() and value.isprintable()) and not _VALUE.fullmatch(value):
-            raise ValueError(f"{value!r} of {name} is no value of a header field.")
-        raw.append((_names.get(name) or _raw_name(name), value.encode("latin-1")))
+    return [_fields.get(field) or _raw_field(field) for field in headers.items()]
+
+
+def _raw_field(field: tuple[str, str]) -> tuple[bytes, bytes]:
+    name, value = field
+    if not (value.isascii() and value.isprintable()) and not _VALUE.fullmatch(value):
+        raise ValueError(f"{value!r} of {name} is no value of a header field.")
+    raw = _names.get(name) or _raw_name(name), value.encode("latin-1")
+    if len(value) <= _SHORT:
+        if len(_fields) >= _REMEMBERED:
+            _fields.clear()
+        _fields[field] = raw
     return raw
 
 
@@ -86,6 +96,10 @@ def _raw_name(name: str) -> bytes:
     if len(_names) < _REMEMBERED:
         _names[name] = raw
     return raw
+
+
+def _has_type(headers: RawHeaders) -> bool:
+    return any(name == b"content-type" for name, _ in headers)
 
 
 def problem(_: Request, error: NkvError) -> Reply:

@@ -8,10 +8,11 @@ is left to the server, which knows HTTP in full, and so both give the same answe
 
 import re
 from time import time
+from types import MappingProxyType
 from typing import Any, Final
 from wsgiref.handlers import format_date_time
 
-from nkv_core.contracts.handlers import Request, Route
+from nkv_core.contracts.handlers import Reply, Request, Route
 from nkv_core.errors import NkvError
 
 from .app import TRANSPORT, App, credential, params, path_of
@@ -48,15 +49,31 @@ _REMEMBERED: Final = 512
 _BLOCK: Final = 1024
 
 
+class Head:
+    """Header fields, and what was found out about them: they come again with every request."""
+
+    __slots__ = ("credential", "guarded", "headers", "length", "local")
+
+    def __init__(self, headers: dict[str, str], length: int) -> None:
+        self.headers: Final = headers
+        self.length: Final = length  #: of the body
+        self.credential: Final = credential(headers)
+        #: Whether they say which page a request is from.
+        self.guarded: Final = "origin" in headers or "sec-fetch-site" in headers
+        self.local = ""  #: the address of this machine at which their host was found to be ours
+
+
 class Simple:
     """Recognises the simple requests of one application."""
 
     def __init__(self, app: App) -> None:
         self._app: Final = app
         self._most: Final = app.settings.max_header_bytes
-        self._blocks: dict[bytes, tuple[dict[str, str], int] | None] = {}
+        self._blocks: dict[bytes, Head | None] = {}
         self._second = 0
         self._date = b""
+        self._same: object = self  # the constant that was sent last, and what it is as bytes
+        self._same_parts = (0, b"", b"")
 
     def request(self, data: bytes, begin: int, peer: str, local: str) -> tuple[Request, int] | None:
         """The request that begins there, and where it ends; None where it is not simple, or not
@@ -79,14 +96,17 @@ class Simple:
         head = self._blocks.get(block) or self._read(block)
         if method is None or head is None:
             return None
-        headers, length = head
+        headers, length = head.headers, head.length
         end += len(_END)
         if end + length > len(data) or (length and method == "GET"):
             return None
         try:
             path = path_of(raw_path)
-            self._app.hosts.check(headers.get("host"), local)
-            check_origin(method, path, headers, CHANGING)
+            if head.local != local:
+                self._app.hosts.check(headers.get("host"), local)
+                head.local = local
+            if head.guarded:
+                check_origin(method, path, headers, CHANGING)
             request = Request(
                 transport=TRANSPORT, method=method, path=path, headers=headers, peer=peer
             )
@@ -94,12 +114,12 @@ class Simple:
                 request.params = params(query)
         except NkvError:
             return None  # and refused there
-        request.credential = credential(headers)
+        request.credential = head.credential
         request.body = data[end : end + length]
         return request, end + length
 
-    def _read(self, block: bytes) -> tuple[dict[str, str], int] | None:
-        """The header fields of a block, and the length of the body; None where it is not simple."""
+    def _read(self, block: bytes) -> Head | None:
+        """The header fields of a block; None where it is not simple."""
         head = _fields(block)
         if len(block) <= _BLOCK:
             if len(self._blocks) >= _REMEMBERED:
@@ -111,27 +131,42 @@ class Simple:
         self, request: Request, outcome: Any, error: NkvError | None, route: Route | None
     ) -> bytes:
         """The bytes of an answer. Raises `TypeError` or `ValueError` where it cannot be sent."""
-        whole = answer(outcome) if error is None else error_answer(request, error, route)
+        if error is not None:
+            return self.encoded(error_answer(request, error, route))
+        if outcome is self._same:
+            return self._message(*self._same_parts)
+        whole = answer(outcome)
+        if _is_constant(outcome):
+            self._same, self._same_parts = outcome, (whole.status, _lines(whole), whole.body)
         return self.encoded(whole)
 
     def encoded(self, whole: Answer) -> bytes:
         """The bytes of a response, as the server would write them."""
+        return self._message(whole.status, _lines(whole), whole.body)
+
+    def _message(self, status: int, lines: bytes, body: bytes) -> bytes:
         second = int(time())
         if second != self._second:
             self._second = second
             self._date = b"date: %b\r\n" % format_date_time(second).encode()
-        fields = b"".join([b"%b: %b\r\n" % field for field in whole.headers])
         closing = b"connection: close\r\n" if self._app.streams.ending else b""
-        return b"HTTP/1.1 %d \r\n%b%b%b\r\n%b" % (
-            whole.status,
-            fields,
-            closing,
-            self._date,
-            whole.body,
-        )
+        return b"HTTP/1.1 %d \r\n%b%b%b\r\n%b" % (status, lines, closing, self._date, body)
 
 
-def _fields(block: bytes) -> tuple[dict[str, str], int] | None:
+def _lines(whole: Answer) -> bytes:
+    return b"".join([b"%b: %b\r\n" % field for field in whole.headers])
+
+
+def _is_constant(outcome: Any) -> bool:
+    """Whether an outcome that is the same object is the same answer: nothing of it can change."""
+    return (
+        type(outcome) is Reply
+        and type(outcome.headers) is MappingProxyType
+        and type(outcome.body) is bytes
+    )
+
+
+def _fields(block: bytes) -> Head | None:
     headers: dict[str, str] = {}
     for line in block.split(b"\r\n")[:-1]:
         field = _FIELD.fullmatch(line)
@@ -144,4 +179,4 @@ def _fields(block: bytes) -> tuple[dict[str, str], int] | None:
     length = headers.get("content-length", "0")
     if "host" not in headers or not (length.isdigit() and len(length) < 6):
         return None
-    return (headers, int(length)) if int(length) <= _BODY else None
+    return Head(headers, int(length)) if int(length) <= _BODY else None
