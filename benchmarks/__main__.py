@@ -26,6 +26,7 @@ BENCHMARKS = (
     "crowd",
     "memory",
     "resp",
+    "counts",
     "mesh",
     "node",
     "replace",

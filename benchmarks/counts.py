@@ -20,6 +20,7 @@ import subprocess
 import sys
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 RECORD = Path(__file__).with_name("counts.json")
 LIBRARIES = ("anyio", "msgspec", "pluggy", "hiredis")
@@ -93,6 +94,54 @@ async def put(runs):
     await http(b"GET /set?k=a&v=1 HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n", runs)
 
 
+class Sink(asyncio.Transport):
+    """Keeps what a client was sent last."""
+
+    sent = b""
+
+    def set_write_buffer_limits(self, high=None, low=None):
+        """It never has to wait."""
+
+    def write(self, data):
+        self.sent = data
+
+
+async def resp(command, reply, runs):
+    """From the bytes of a command to those of its reply."""
+    from nkv_core.contracts.owner import Owner
+    from nkv_core.dispatch import Registration
+    from nkv_core.handlers import HandlerCollector
+    from nkv_transport_resp.commands import register
+    from nkv_transport_resp.server import Shared
+    from nkv_transport_resp.session import Session
+    from nkv_transport_resp.settings import RespSettings
+
+    dispatcher, keyspace = await dispatcher_and_keyspace()
+    owner = Owner("nkv_transport_resp")
+    context = SimpleNamespace(
+        dispatch_now=dispatcher.dispatch_now, owner=owner, log=logging.getLogger(), node=None
+    )
+    shared = Shared(context, RespSettings())
+    handlers = HandlerCollector(owner, lambda _: None)
+    register(handlers, shared.table)
+    dispatcher.switch(enter=Registration(owner, handlers.routes))
+    await keyspace.put("a", b"abc")
+    session, sink = Session(shared), Sink()
+    session.connection_made(sink)
+    for _ in range(runs):
+        session.data_received(command)
+        await asyncio.sleep(0)
+        assert sink.sent == reply
+
+
+async def resp_get(runs):
+    await resp(b"*2\r\n$3\r\nGET\r\n$1\r\na\r\n", b"$3\r\nabc\r\n", runs)
+
+
+async def resp_set(runs):
+    await resp(b"*3\r\n$3\r\nSET\r\n$1\r\na\r\n$3\r\nabc\r\n", b"+OK\r\n", runs)
+
+
 async def parse_commands(runs):
     from nkv_transport_resp.parser import Parser
 
@@ -107,6 +156,8 @@ PATHS = {
     "http get, from bytes to bytes": get,
     "nkvd set, from bytes to bytes": put,
     "resp, a command parsed": parse_commands,
+    "resp get, from bytes to bytes": resp_get,
+    "resp set, from bytes to bytes": resp_set,
 }
 
 
