@@ -13,6 +13,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from .goals import table
+
 HERE = Path(__file__).parent
 DOCUMENT = HERE.parent / "docs" / "performance.md"
 BENCHMARKS = (
@@ -74,9 +76,18 @@ def write(name, output):
     DOCUMENT.write_text(re.sub(pattern, lambda _: section, text, flags=re.DOTALL))
 
 
+def sum_up():
+    """Bring the table of goals up to date."""
+    text = DOCUMENT.read_text()
+    pattern = r"(<!-- goals -->\n).*?(<!-- end of goals -->)"
+    summed = re.sub(pattern, lambda m: f"{m[1]}{table(text)}\n{m[2]}", text, flags=re.DOTALL)
+    DOCUMENT.write_text(summed)
+
+
 def main():
     for name in sys.argv[1:] or BENCHMARKS:
         write(name, measured(name))
+    sum_up()
 
 
 if __name__ == "__main__":

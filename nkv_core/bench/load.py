@@ -73,8 +73,8 @@ async def _ask(  # noqa: PLR0917  # one call
     end: float,
     noted: dict[str, Times],
 ) -> None:
-    reader, writer = await target.connect()
-    chooser, speaker = Chooser(workload, number), target.speaker
+    speaker, reader, writer = await target.connect()
+    chooser = Chooser(workload, number)
     value = b"x" * workload.value_bytes
     try:
         while (sent := perf_counter()) < end:

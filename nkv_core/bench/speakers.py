@@ -9,23 +9,21 @@ from collections.abc import Callable
 from typing import Final, Protocol
 from urllib.parse import quote, urlsplit
 
-from nkv_core.errors import BadRequest, NkvError
+from nkv_core.bench.nats import Bucket, Node
+from nkv_core.bench.refused import Refused
+from nkv_core.errors import BadRequest
 
 #: Bytes of the longest line, or head, of an answer.
 _LIMIT: Final = 4 * 1024 * 1024
 
 
-class Refused(NkvError):
-    """What is measured answered with an error."""
-
-    code = "bench_refused"
-    status = 500
-
-
 class Speaker(Protocol):
-    """One protocol."""
+    """One protocol, as it is spoken on one connection."""
 
     port: int  #: where it is spoken, unless it is said
+
+    async def greet(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Say what has to be said first. Raises as `answer`."""
 
     def get(self, key: str) -> bytes:
         """A request for a value."""
@@ -36,8 +34,23 @@ class Speaker(Protocol):
     async def answer(self, reader: asyncio.StreamReader) -> None:
         """Read past one answer. Raises `Refused`, and `EOFError` where the other side is gone."""
 
+    def watch(self, key: str) -> bytes:
+        """What has one told of changes of a key. It is answered at once. Raises `BadRequest` where
+        that is not measured.
+        """
 
-class Http:
+    def tells(self, data: bytes) -> bool:
+        """Whether what was read after `watch` has a notification in it."""
+
+
+class Plain:
+    """What is so for protocols that begin at once."""
+
+    async def greet(self, _reader: asyncio.StreamReader, _writer: asyncio.StreamWriter) -> None:
+        """As `Speaker.greet`."""
+
+
+class Http(Plain):
     """The paths `/v1/kv` of a node."""
 
     port = 8080
@@ -65,8 +78,16 @@ class Http:
         if at >= 0:
             await reader.readexactly(int(head[at + 17 :].partition(b"\r\n")[0]))
 
+    def watch(self, key: str) -> bytes:
+        """As `Speaker.watch`: by Server-Sent Events."""
+        return b"GET /v1/watch?pattern=%b %b\r\n" % (quote(key).encode(), self._head)
 
-class Resp:
+    def tells(self, data: bytes) -> bool:
+        """As `Speaker.tells`."""
+        return b"event: put" in data
+
+
+class Resp(Plain):
     """Redis' protocol: a node, or redis-server."""
 
     port = 6379
@@ -92,8 +113,17 @@ class Resp:
         if line[:1] == b"$" and line[1:2] != b"-":
             await reader.readexactly(int(line[1:]) + 2)
 
+    def watch(self, key: str) -> bytes:
+        """As `Speaker.watch`: by keyspace notifications."""
+        channel = f"__keyspace@0__:{key}".encode()
+        return b"*2\r\n$9\r\nSUBSCRIBE\r\n$%d\r\n%b\r\n" % (len(channel), channel)
 
-class Lines:
+    def tells(self, data: bytes) -> bool:
+        """As `Speaker.tells`."""
+        return b"set\r\n" in data
+
+
+class Lines(Plain):
     """The line dialect of the socket transport."""
 
     port = 4222
@@ -112,12 +142,20 @@ class Lines:
         if line.startswith(b"- "):
             raise Refused(f"The node answers {line.decode(errors='replace').strip()}.")
 
+    def watch(self, _: str) -> bytes:
+        """As `Speaker.watch`."""
+        raise BadRequest("Notifications are not measured over nkv://.")
+
+    def tells(self, _: bytes) -> bool:
+        """As `Speaker.tells`."""
+        return False
+
 
 class Target:
     """Who is asked: an address and its protocol."""
 
     def __init__(self, url: str) -> None:
-        """`http://`, `redis://` or `nkv://`, with host and port. Raises `BadRequest`."""
+        """A URL of one of the schemes below, with a host. Raises `BadRequest`."""
         parts = urlsplit(url)
         try:
             port = parts.port
@@ -127,14 +165,24 @@ class Target:
             "http": lambda: Http(parts.netloc),
             "redis": Resp,
             "nkv": Lines,
+            "nats": Node,
+            "nats-kv": Bucket,
         }
         if parts.scheme not in makes or not parts.hostname or port == -1:
-            raise BadRequest(f"{url!r} is none of http://, redis:// or nkv:// with host and port.")
+            schemes = ", ".join(f"{scheme}://" for scheme in makes)
+            raise BadRequest(f"{url!r} is none of {schemes} with host and port.")
         self.url: Final = url
-        self.speaker: Final[Speaker] = makes[parts.scheme]()
-        self.host: Final = parts.hostname
-        self.port: Final = port or self.speaker.port
+        self._make: Final = makes[parts.scheme]
+        self._host: Final = parts.hostname
+        self._port: Final = port or self._make().port
 
-    async def connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        """A connection. Raises `OSError`."""
-        return await asyncio.open_connection(self.host, self.port, limit=_LIMIT)
+    async def connect(self) -> tuple[Speaker, asyncio.StreamReader, asyncio.StreamWriter]:
+        """A connection, and what speaks on it. Raises `OSError`, and as `Speaker.answer`."""
+        reader, writer = await asyncio.open_connection(self._host, self._port, limit=_LIMIT)
+        speaker = self._make()
+        try:
+            await speaker.greet(reader, writer)
+        except BaseException:
+            writer.close()
+            raise
+        return speaker, reader, writer

@@ -74,8 +74,9 @@ def bench(  # noqa: PLR0917  # click gives them by name
 ) -> None:
     """Put a load on each URL in turn, and measure.
 
-    URL is http://HOST:PORT for a node, redis://HOST:PORT for a node or redis-server, and
-    nkv://HOST:PORT for the socket transport. Keys begin with `bench.`.
+    URL is http://HOST:PORT for a node, redis://HOST:PORT for a node or redis-server,
+    nkv://HOST:PORT for the socket transport, nats://HOST:PORT for a node behind a NATS server, and
+    nats-kv://HOST:PORT for the buckets of that server. Keys begin with `bench.`.
     """
     workload = Workload(
         seconds=seconds,

@@ -96,6 +96,33 @@ def test_redis_server_is_measured_beside(nkv):
             process.terminate()
 
 
+def test_a_node_behind_a_nats_server_is_measured_beside_that_servers_own_buckets(
+    serve, nkv, nats_server
+):
+    server = nats_server("--jetstream", "--store_dir", str(nats_server.folder / "jetstream"))
+    node = serve(
+        *("--plugin", "nkv_transport_nats", "--storage", "memory"),
+        *("--set", f"transport.nats.servers={server.url}"),
+    )
+    urls = [server.url, server.url.replace("nats://", "nats-kv://")]
+    found = measured(nkv, *urls, "--pipeline", "4")
+    assert [load["target"] for load in found["loads"]] == urls
+    for load in found["loads"]:
+        assert set(load["operations"]) == {"get", "set"}
+    with node.client() as client:
+        assert client.get("/v1/kv/bench.00000001").content == b"x" * 100
+    found = measured(nkv, urls[1], "--watch", "5")
+    assert found["watching"][urls[1]]["count"] == 5
+    done = nkv("bench", urls[0], "--watch", "5", *QUICK)
+    assert (done.returncode, "not measured over nats://" in done.stderr) == (1, True)
+
+
+def test_a_nats_server_without_buckets_is_refused(nkv, nats_server):
+    url = nats_server().url.replace("nats://", "nats-kv://")
+    done = nkv("bench", url, *QUICK)
+    assert (done.returncode, "503" in done.stderr) == (1, True)
+
+
 def test_first_keys_are_asked_for_most_where_it_is_zipfian():
     workload = Workload(keys=100, distribution="zipfian", reads=1.0)
     chooser = Chooser(workload, 0)
