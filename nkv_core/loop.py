@@ -81,17 +81,19 @@ class Together:
 
     def __init__(self) -> None:
         self._due: list[Callback] = []
-        self._soon: Final = soon_caller()
+        self._soon: Caller | None = None  # of the event loop of the first call
 
     def call(self, callback: Callback) -> None:
         """Have it called. It must not raise."""
         if not self._due:
+            if self._soon is None:
+                self._soon = soon_caller()
             self._soon(self._run)
         self._due.append(callback)
 
     def _run(self) -> None:
         due, self._due = self._due[: self.AT_ONCE], self._due[self.AT_ONCE :]
-        if self._due:
+        if self._due and self._soon is not None:
             self._soon(self._run)
         for callback in due:
             callback()

@@ -10,6 +10,7 @@ import pytest
 from nkv_core.errors import PluginSetupFailed, Stopping
 from nkv_core.loop import (
     Pending,
+    Together,
     Worker,
     refuse_other_backends,
     soon_caller,
@@ -58,6 +59,28 @@ async def test_what_is_called_soon_comes_behind_the_tasks_that_were_woken():
             await done.wait()
     assert order[-1] == "soon"
     assert sorted(order[:-1]) == list(range(20))
+
+
+async def test_what_is_called_together_comes_in_order_some_in_each_turn():
+    together, called = Together(), []
+    count = 3 * Together.AT_ONCE
+    for number in range(count):
+        together.call(lambda number=number: called.append(number))
+    assert called == []
+    seen = set()
+    while len(called) < count:
+        await anyio.lowlevel.checkpoint()
+        seen.add(len(called))
+    assert called == list(range(count))
+    assert seen >= {Together.AT_ONCE, 2 * Together.AT_ONCE}, "others had no turn in between"
+
+
+async def test_what_is_called_together_may_ask_for_more():
+    together, called = Together(), []
+    together.call(lambda: together.call(lambda: called.append("then")))
+    while not called:
+        await anyio.lowlevel.checkpoint()
+    assert called == ["then"]
 
 
 async def test_a_waiter_woken_before_it_waits_does_not_wait():
