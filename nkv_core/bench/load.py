@@ -45,6 +45,7 @@ async def run(
     end = began + workload.seconds
     noted: dict[str, Times] = {"get": Times(), "set": Times()}
     try:
+        await target.prepare()
         async with asyncio.TaskGroup() as tasks:
             progress = tasks.create_task(_tell(tell, began - workload.warm_up, end))
             asking = [
@@ -53,8 +54,8 @@ async def run(
             ]
             await asyncio.wait(asking)
             progress.cancel()
-    except* (OSError, EOFError, TimeoutError) as group:
-        raise Unreachable(f"{target.url} cannot be measured: {_first(group)}.") from None
+    except (ExceptionGroup, OSError, EOFError) as error:
+        raise _cause(target, error) from None
     tell(1.0)
     took = perf_counter() - began
     return Result(
@@ -103,8 +104,11 @@ async def _tell(tell: Callable[[float], None], began: float, end: float) -> None
         await asyncio.sleep(_TOLD_EVERY)
 
 
-def _first(group: BaseExceptionGroup[BaseException]) -> str:
-    error: BaseException = group
-    while isinstance(error, BaseExceptionGroup):
+def _cause(target: Target, error: Exception) -> Exception:
+    """What of several failures at once is told: the first."""
+    while isinstance(error, ExceptionGroup):
         error = error.exceptions[0]
-    return str(error) or type(error).__name__
+    if isinstance(error, OSError | EOFError):
+        said = str(error) or type(error).__name__
+        return Unreachable(f"{target.url} cannot be measured: {said}.")
+    return error

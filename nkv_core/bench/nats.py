@@ -38,6 +38,9 @@ class _Nats:
         while (line := await reader.readuntil(b"\r\n")) != b"PONG\r\n":
             self._look_at(line)
 
+    async def prepare(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """As `Speaker.prepare`."""
+
     def request(self, subject: str, payload: bytes) -> bytes:
         """A message that asks for a reply."""
         head = b"PUB %b %b %d\r\n" % (subject.encode(), self._inbox, len(payload))
@@ -95,9 +98,8 @@ class Node(_Nats):
 class Bucket(_Nats):
     """A key-value bucket of the server's own. It is made, in memory, unless it is there."""
 
-    async def greet(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """As `Speaker.greet`."""
-        await super().greet(reader, writer)
+    async def prepare(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """As `Speaker.prepare`: the bucket."""
         stream = {
             "name": f"KV_{_BUCKET}",
             "subjects": [f"$KV.{_BUCKET}.>"],

@@ -15,6 +15,8 @@ from nkv_core.errors import BadRequest
 
 #: Bytes of the longest line, or head, of an answer.
 _LIMIT: Final = 4 * 1024 * 1024
+#: Seconds until a connection is made and greeted.
+_PATIENCE: Final = 30.0
 
 
 class Speaker(Protocol):
@@ -24,6 +26,9 @@ class Speaker(Protocol):
 
     async def greet(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Say what has to be said first. Raises as `answer`."""
+
+    async def prepare(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """After `greet`, on the first connection only: make what the requests need."""
 
     def get(self, key: str) -> bytes:
         """A request for a value."""
@@ -48,6 +53,9 @@ class Plain:
 
     async def greet(self, _reader: asyncio.StreamReader, _writer: asyncio.StreamWriter) -> None:
         """As `Speaker.greet`."""
+
+    async def prepare(self, _reader: asyncio.StreamReader, _writer: asyncio.StreamWriter) -> None:
+        """As `Speaker.prepare`."""
 
 
 class Http(Plain):
@@ -176,13 +184,23 @@ class Target:
         self._host: Final = parts.hostname
         self._port: Final = port or self._make().port
 
+    async def prepare(self) -> None:
+        """Make what the requests need, before connections are made. Raises as `connect`."""
+        speaker, reader, writer = await self.connect()
+        try:
+            async with asyncio.timeout(_PATIENCE):
+                await speaker.prepare(reader, writer)
+        finally:
+            writer.close()
+
     async def connect(self) -> tuple[Speaker, asyncio.StreamReader, asyncio.StreamWriter]:
         """A connection, and what speaks on it. Raises `OSError`, and as `Speaker.answer`."""
-        reader, writer = await asyncio.open_connection(self._host, self._port, limit=_LIMIT)
-        speaker = self._make()
-        try:
-            await speaker.greet(reader, writer)
-        except BaseException:
-            writer.close()
-            raise
+        async with asyncio.timeout(_PATIENCE):
+            reader, writer = await asyncio.open_connection(self._host, self._port, limit=_LIMIT)
+            speaker = self._make()
+            try:
+                await speaker.greet(reader, writer)
+            except BaseException:
+                writer.close()
+                raise
         return speaker, reader, writer

@@ -19,6 +19,7 @@ async def measure(target: Target, count: int, key: str = "bench.watched") -> Tim
     """
     times = Times()
     try:
+        await target.prepare()
         listener, heard, hearing = await target.connect()
         try:
             speaker, asked, asking = await target.connect()

@@ -75,6 +75,8 @@ def test_what_cannot_be_measured_is_said(serve, nkv):
     node = serve("--storage", "memory", "--set", "keyspace.max_value_bytes=10")
     done = nkv("bench", node.url, *QUICK, "--reads", "0")
     assert (done.returncode, "413" in done.stderr) == (1, True)
+    assert done.stderr.splitlines()[-1].endswith("(bench_refused)")
+    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.skipif(not shutil.which("redis-server"), reason="needs redis-server")
@@ -121,6 +123,7 @@ def test_a_nats_server_without_buckets_is_refused(nkv, nats_server):
     url = nats_server().url.replace("nats://", "nats-kv://")
     done = nkv("bench", url, *QUICK)
     assert (done.returncode, "503" in done.stderr) == (1, True)
+    assert done.stderr.splitlines()[-1].endswith("(bench_refused)")
 
 
 def test_first_keys_are_asked_for_most_where_it_is_zipfian():
