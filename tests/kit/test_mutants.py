@@ -56,7 +56,9 @@ def bred(kind, number, mutant, folder):
 
 
 def outcomes(folder, tests, sources):
-    """How many cases of each test failed, and how many there were, by class and test."""
+    """How many cases of each test failed, and how many there were, by class and test; and what
+    was said.
+    """
     results = folder / "results.xml"
     done = subprocess.run(
         [
@@ -91,7 +93,7 @@ def outcomes(folder, tests, sources):
         skipped = case.find("skipped") is not None
         run[about] += not skipped
         failed[about] += case.find("failure") is not None or case.find("error") is not None
-    return failed, run
+    return failed, run, done.stdout.decode()
 
 
 @pytest.mark.parametrize(("kind", "names"), list(groups()))
@@ -110,10 +112,10 @@ def test_every_mutant_is_rejected_by_the_tests_of_what_it_breaks(tmp_path, kind,
     sources.append(source)
     right = f"M{len(MUTANTS[kind])}"
     tests += sorted({f"{place}::{test}" for _, test in wanted})
-    failed, run = outcomes(tmp_path, tests, sources)
+    failed, run, said = outcomes(tmp_path, tests, sources)
     survivors = [(name, test[1]) for test, name in wanted.items() if not failed[test]]
     assert survivors == []
-    assert [test for test, count in failed.items() if test[0] == right and count] == []
+    assert [test for test, count in failed.items() if test[0] == right and count] == [], said
     assert {test for _, test in wanted} == {test for name, test in run if name == right}
 
 
