@@ -43,11 +43,10 @@ async def test_its_room_is_reclaimed_in_parts_and_all_reads_are_right_meanwhile(
         await keyspace.put("a.000001", b"v", expires=2**40 + 10**12)
         await keyspace.clear("a.")
         await keyspace.put("a.000007", b"new")
-        parts = []
+        before = storage.written
 
         async def look():
             while storage.count("records") > 11:
-                parts.append(storage.count("records"))
                 assert await keyspace.count() == 11
                 assert await keyspace.get("a.005999") is None
                 assert (await keyspace.get("a.000007")).value == b"new"
@@ -56,7 +55,7 @@ async def test_its_room_is_reclaimed_in_parts_and_all_reads_are_right_meanwhile(
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(look)
             await keyspace.upkeep.reclaim()
-        assert len(set(parts)) > 1
+        assert storage.written > before + 2  # several parts, and the end of the clear
         assert storage.count("records") == 11
         assert storage.count("expiry") == 0
         assert keyspace.status()["clears"] == {"hidden": 0, "kept": 1}
