@@ -10,7 +10,7 @@ a command.
 """
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final, NamedTuple, Protocol
 
 from nkv_core.contracts.handlers import (
@@ -54,11 +54,16 @@ class _Level:
         self.one: _Level | None = None
         self.rest: _Level | None = None
 
+    @property
+    def is_end(self) -> bool:
+        """Whether no path goes on from here."""
+        return not self.literal and self.one is None and self.rest is None
+
 
 class Routes:
     """All routes of one moment. Never changed once made."""
 
-    __slots__ = ("_levels", "_mounts", "all", "exact")
+    __slots__ = ("_depths", "_levels", "_mounts", "_tails", "all", "exact")
 
     def __init__(self, routes: Iterable[Route] = ()) -> None:
         """Raises `RouteTaken` where two are for the same, and `PluginInvalid` for a bad path."""
@@ -75,6 +80,19 @@ class Routes:
         for (listener, method, path), route in list(self.exact.items()):
             if method == "GET":
                 self.exact.setdefault((listener, "HEAD", path), route)
+        #: By (listener, method, beginning of the path): those that take whatever follows it, and
+        #: the name that it has, where no other can take any of that.
+        self._tails: Final = {
+            (listener, method, prefix): tail
+            for listener, root in self._levels.items()
+            for method, prefix, tail in _tails(root)
+        }
+        #: By listener: how many slashes the beginnings of its tails have.
+        self._depths: Final[dict[str, list[int]]] = {}
+        for listener, _, prefix in self._tails:
+            depths = self._depths.setdefault(listener, [])
+            if (depth := prefix.count("/")) not in depths:
+                depths.append(depth)
 
     def _add(self, route: Route) -> None:
         shape, names = parse_path(route.path, route.listener)
@@ -97,6 +115,13 @@ class Routes:
 
         Raises `NoHandler`, and `MethodNotAllowed` where the path is one of other methods.
         """
+        for depth in self._depths.get(listener, ()):
+            rest = path.split("/", depth)[-1]
+            if not rest:
+                continue
+            tail = self._tails.get((listener, method, path[: -len(rest)]))
+            if tail is not None:
+                return Found(tail[0], {tail[1]: rest}, path)
         root = self._levels.get(listener)
         parts = path.split("/")
         if root is not None:
@@ -134,6 +159,20 @@ class Routes:
         if root is not None:
             _collect(root, path.split("/"), 0, found)
         return found
+
+
+def _tails(level: _Level, prefix: str = "") -> Iterator[tuple[str, str, tuple[Route, str]]]:
+    """Method, beginning of the path, and route with the parameter's name, of what is found there
+    and nowhere else.
+    """
+    if level.one is not None:
+        return
+    if level.rest is None:
+        for part, below in level.literal.items():
+            yield from _tails(below, f"{prefix}{part}/")
+    elif all(part == "" and below.is_end for part, below in level.literal.items()):
+        for method, (route, (name,)) in level.rest.here.items():
+            yield method, prefix, (route, name)
 
 
 def _search(

@@ -53,7 +53,7 @@ def answer(outcome: Any) -> Answer:
         kind: str | None = BYTES if body else None
         if not isinstance(body, bytes):
             kind, body = JSON, _encode(body)
-        if kind is not None and not _has_type(headers):
+        if kind is not None and not ("Content-Type" in outcome.headers or _has_type(headers)):
             headers.append((b"content-type", kind.encode()))
         if not 200 <= status <= 599:
             raise ValueError(f"{status} is no status of a reply.")

@@ -7,6 +7,7 @@ is left to the server, which knows HTTP in full, and so both give the same answe
 """
 
 import re
+from itertools import chain
 from time import time
 from types import MappingProxyType
 from typing import Any, Final
@@ -21,7 +22,10 @@ from .nkvd import CHANGING
 from .replies import Answer, answer, error_answer
 
 _END: Final = b"\r\n\r\n"
-_TARGET: Final = re.compile(rb"/[!$%&'()*+,\-./0-9:;=?@A-Z_a-z~]*")
+_IN_PATH: Final = rb"!$%&'()*+,\-./0-9:;=@A-Z_a-z~"
+_LINE: Final = re.compile(
+    rb"(GET|PUT|DELETE|POST) (/[%b]*)(?:\?([?%b]*))? HTTP/1\.1\r\n" % (_IN_PATH, _IN_PATH)
+)
 _FIELD: Final = re.compile(rb"([0-9A-Za-z-]+): ?([!-~](?:[ -~]*[!-~])?)?")
 _RECORDS: Final = b"/v1/kv/"
 _RECORD_METHODS: Final = {b"GET": "GET", b"PUT": "PUT", b"DELETE": "DELETE"}
@@ -79,20 +83,19 @@ class Simple:
         """The request that begins there, and where it ends; None where it is not simple, or not
         whole. `local` is the address of the machine at which it came in.
         """
-        end = data.find(_END, begin)
+        line = _LINE.match(data, begin)
+        if line is None:
+            return None
+        fields = line.end()
+        end = data.find(_END, fields - 2)
         if end < 0 or end - begin > self._most:
             return None
-        line_end = data.find(b"\r\n", begin)
-        method_name, _, rest = data[begin:line_end].partition(b" ")
-        target, _, version = rest.partition(b" ")
-        if version != b"HTTP/1.1" or not _TARGET.fullmatch(target):
-            return None
-        raw_path, _, query = target.partition(b"?")
+        method_name, raw_path, query = line.groups()
         if raw_path.startswith(_RECORDS):
             method = _RECORD_METHODS.get(method_name)
         else:
             method = _NKVD_METHODS.get(method_name) if raw_path in _NKVD else None
-        block = data[line_end + 2 : end + 2]
+        block = data[fields : end + 2]
         head = self._blocks.get(block) or self._read(block)
         if method is None or head is None:
             return None
@@ -154,7 +157,7 @@ class Simple:
 
 
 def _lines(whole: Answer) -> bytes:
-    return b"".join([b"%b: %b\r\n" % field for field in whole.headers])
+    return b"%b: %b\r\n" * len(whole.headers) % (*chain.from_iterable(whole.headers),)
 
 
 def _is_constant(outcome: Any) -> bool:

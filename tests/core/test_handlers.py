@@ -45,9 +45,13 @@ def test_a_parameter_is_one_level_and_never_nothing():
 
 
 @pytest.mark.parametrize("key", ["a", "a/b", "/", "//", "a/", "/a", "a.b*c", "ключ", "?", "{x}"])
-def test_the_rest_of_a_path_keeps_every_slash(key):
-    table = Routes([route("/v1/kv/{key:path}"), route("/v1/kv")])
+@pytest.mark.parametrize("besides", ["/v1/kv", "/v1/kv/", "/v1/kv/b/", "/v1/kv/{one}/c"])
+def test_the_rest_of_a_path_keeps_every_slash(key, besides):
+    table = Routes([route("/v1/kv/{key:path}"), route(besides)])
     assert table.find("http", "GET", "/v1/kv/" + key).params == {"key": key}
+    assert table.find("http", "HEAD", "/v1/kv/" + key).params == {"key": key}
+    with pytest.raises(MethodNotAllowed):
+        table.find("http", "PUT", "/v1/kv/" + key)
 
 
 def test_the_rest_of_a_path_is_never_nothing():
