@@ -21,7 +21,7 @@ from pathlib import Path
 
 import httpx2
 
-ROUNDS = 5
+ROUNDS = 9
 SECONDS = 3
 CONNECTIONS = 32
 DEADLINE = 60  # seconds, for anything

@@ -135,19 +135,18 @@ class Simple:
     ) -> bytes:
         """The bytes of an answer. Raises `TypeError` or `ValueError` where it cannot be sent."""
         if error is not None:
-            return self.encoded(error_answer(request, error, route))
+            whole = error_answer(request, error, route)
+            return self._message(whole.status, _lines(whole), whole.body)
         if outcome is self._same:
             return self._message(*self._same_parts)
         whole = answer(outcome)
+        lines = _lines(whole)
         if _is_constant(outcome):
-            self._same, self._same_parts = outcome, (whole.status, _lines(whole), whole.body)
-        return self.encoded(whole)
-
-    def encoded(self, whole: Answer) -> bytes:
-        """The bytes of a response, as the server would write them."""
-        return self._message(whole.status, _lines(whole), whole.body)
+            self._same, self._same_parts = outcome, (whole.status, lines, whole.body)
+        return self._message(whole.status, lines, whole.body)
 
     def _message(self, status: int, lines: bytes, body: bytes) -> bytes:
+        """A response, as the server would write it."""
         second = int(time())
         if second != self._second:
             self._second = second
