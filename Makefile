@@ -49,6 +49,7 @@ $(ENVIRONMENT): pyproject.toml .ci/environment
 	@touch $@
 
 fuzz: $(ENVIRONMENT)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --group fuzz
 	$(BIN)/python -m tests.fuzz.gather
 
 clean:
