@@ -8,12 +8,10 @@ from typing import Final, Literal
 
 import msgspec
 
-from nkv_core.bench.speakers import Target
+from nkv_core.bench.speakers import PATIENCE, Target
 from nkv_core.bench.workload import Chooser, Times, Workload
 from nkv_core.errors import Unreachable
 
-#: Seconds that one answer may take.
-_PATIENCE: Final = 30.0
 #: Seconds between two calls of whoever is told of the progress.
 _TOLD_EVERY: Final = 0.2
 
@@ -41,11 +39,11 @@ async def run(
 
     Raises `Unreachable` where nobody answers in time, and `Refused`.
     """
-    began = perf_counter() + workload.warm_up
-    end = began + workload.seconds
     noted: dict[str, Times] = {"get": Times(), "set": Times()}
     try:
         await target.prepare()
+        began = perf_counter() + workload.warm_up
+        end = began + workload.seconds
         async with asyncio.TaskGroup() as tasks:
             progress = tasks.create_task(_tell(tell, began - workload.warm_up, end))
             asking = [
@@ -86,7 +84,7 @@ async def _ask(  # noqa: PLR0917  # one call
                     for operation, key in chosen
                 )
             )
-            async with asyncio.timeout(_PATIENCE):
+            async with asyncio.timeout(PATIENCE):
                 await writer.drain()
                 for operation, _ in chosen:
                     await speaker.answer(reader)

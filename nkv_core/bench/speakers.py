@@ -15,8 +15,8 @@ from nkv_core.errors import BadRequest
 
 #: Bytes of the longest line, or head, of an answer.
 _LIMIT: Final = 4 * 1024 * 1024
-#: Seconds until a connection is made and greeted.
-_PATIENCE: Final = 30.0
+#: Seconds that connecting, an answer, or a notification may take.
+PATIENCE: Final = 30.0
 
 
 class Speaker(Protocol):
@@ -188,14 +188,14 @@ class Target:
         """Make what the requests need, before connections are made. Raises as `connect`."""
         speaker, reader, writer = await self.connect()
         try:
-            async with asyncio.timeout(_PATIENCE):
+            async with asyncio.timeout(PATIENCE):
                 await speaker.prepare(reader, writer)
         finally:
             writer.close()
 
     async def connect(self) -> tuple[Speaker, asyncio.StreamReader, asyncio.StreamWriter]:
         """A connection, and what speaks on it. Raises `OSError`, and as `Speaker.answer`."""
-        async with asyncio.timeout(_PATIENCE):
+        async with asyncio.timeout(PATIENCE):
             reader, writer = await asyncio.open_connection(self._host, self._port, limit=_LIMIT)
             speaker = self._make()
             try:

@@ -2,14 +2,10 @@
 
 import asyncio
 from time import perf_counter
-from typing import Final
 
-from nkv_core.bench.speakers import Speaker, Target
+from nkv_core.bench.speakers import PATIENCE, Speaker, Target
 from nkv_core.bench.workload import Times
 from nkv_core.errors import Unreachable
-
-#: Seconds that one notification may take.
-_PATIENCE: Final = 30.0
 
 
 async def measure(target: Target, count: int, key: str = "bench.watched") -> Times:
@@ -25,10 +21,10 @@ async def measure(target: Target, count: int, key: str = "bench.watched") -> Tim
             speaker, asked, asking = await target.connect()
             try:
                 hearing.write(listener.watch(key))
-                async with asyncio.timeout(_PATIENCE):
+                async with asyncio.timeout(PATIENCE):
                     await heard.read(65536)  # that it was heard
                 for number in range(count):
-                    async with asyncio.timeout(_PATIENCE):
+                    async with asyncio.timeout(PATIENCE):
                         sent = perf_counter()
                         asking.write(speaker.set(key, b"%d" % number))
                         told = asyncio.ensure_future(_told(listener, heard))

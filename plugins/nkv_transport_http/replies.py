@@ -53,6 +53,7 @@ def answer(outcome: Any) -> Answer:
         kind: str | None = BYTES if body else None
         if not isinstance(body, bytes):
             kind, body = JSON, _encode(body)
+        # As nearly all write it, which spares a look at each field.
         if kind is not None and not ("Content-Type" in outcome.headers or _has_type(headers)):
             headers.append((b"content-type", kind.encode()))
         if not 200 <= status <= 599:

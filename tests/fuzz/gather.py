@@ -2,13 +2,15 @@
 
     python -m tests.fuzz.gather [SECONDS] [NAME]...
 
-Atheris (pip install atheris) looks, from the corpus and the seeds, and of what it finds the fewest
-are kept that come by all the same code. What makes a parser raise something that is not nkv's is
-kept too, and printed: then the tests are red until that is mended.
+Atheris (pip install atheris) looks, from the corpus and the seeds. Of what it finds, those are kept
+that it takes to come by all the same code, the shortest first where there is no room for all. What
+makes a parser raise something that is not nkv's is kept too, and printed: then the tests are red
+until that is mended.
 """
 
 import hashlib
 import importlib.util
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -31,18 +33,20 @@ def gather(name, seconds):
         keep(folder, data)
     with tempfile.TemporaryDirectory() as temporary:
         found, merged, faults = (Path(temporary, part) for part in ("found", "merged", "faults"))
-        for each in (found, merged, faults):
-            each.mkdir()
+        found.mkdir()
+        faults.mkdir()
         options = (f"-max_total_time={seconds:.0f}", f"-max_len={LONGEST}", "-timeout=10")
         said = fuzz(name, *options, f"-artifact_prefix={faults}/", found, folder, within=seconds)
-        fuzz(name, "-merge=1", merged, folder, found, within=seconds)
+        shutil.copytree(folder, merged)
+        fuzz(name, "-merge=1", merged, found, within=seconds)
         for path in faults.iterdir():
             print(f"{name}: {path.read_bytes()!r} is not read or refused:\n{said}")
             keep(folder, path.read_bytes())
-        for path in sorted(merged.iterdir(), key=lambda path: path.stat().st_size):
-            if len(list(folder.iterdir())) < MOST:
-                keep(folder, path.read_bytes())
-    print(f"{name}: {len(list(folder.iterdir()))} kept")
+        new = sorted(contents(merged) - contents(folder), key=lambda data: (len(data), data))
+    room = max(MOST - len(list(folder.iterdir())), 0)
+    for data in new[:room]:
+        keep(folder, data)
+    print(f"{name}: {len(new[:room])} new, {len(new[room:])} left out for want of room")
 
 
 def fuzz(name, *options, within):
@@ -59,6 +63,10 @@ def fuzz(name, *options, within):
     if "INFO: " not in done.stdout:
         raise SystemExit(done.stdout)  # it did not even begin
     return done.stdout
+
+
+def contents(folder):
+    return {path.read_bytes() for path in folder.iterdir()}
 
 
 def keep(folder, data):
